@@ -1,0 +1,24 @@
+"""What can go wrong, each error also a builtin one, so that `except ValueError` keeps working.
+
+Every message names what was found, where, and what to do about it.
+"""
+
+
+class CrossTrainerError(Exception):
+    """Parent of every error that this package raises on purpose."""
+
+
+class DataError(CrossTrainerError, ValueError):
+    """A data set holds something that can't be trained or scored on: the message names the column and the row."""
+
+
+class ConfigurationError(CrossTrainerError, ValueError):
+    """Arguments that contradict each other, the model or the data."""
+
+
+class UnsupportedModelError(CrossTrainerError, TypeError):
+    """A model that a feature can't work on: the message says why."""
+
+
+class MissingDependencyError(CrossTrainerError, ImportError):
+    """An optional dependency isn't installed: the message names the extra to install."""

@@ -60,7 +60,7 @@ class EvaluateMetrics:
             logits, labels = one_score(logits, labels, self)
         if logits.shape not in (labels.shape, (*labels.shape, logits.shape[-1])):
             raise misshaped(self, logits, labels, "logits [P] or [P, C] and labels [P], or [P, C] for several labels")
-        keep = (labels != IGNORED).reshape(len(labels), -1).any(axis=1)
+        keep = (labels != IGNORED).any(axis=tuple(range(1, labels.ndim)))
         logits, labels = logits[keep], labels[keep]
         references = labels.astype(np.int64) if (labels == np.floor(labels)).all() else labels
         if not len(labels):

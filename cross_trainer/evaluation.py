@@ -154,8 +154,8 @@ def report(metric: Metric, measure: Callable[[Rows], Measured], count: int) -> d
     """
     values, reasons = measure(np.arange(count))
     if reasons:
-        undefined = ", ".join(key for key, value in values.items() if np.isnan(value)) or "all"
-        logger.warning("%s: NaN for %s, since %s", type(metric).__name__, undefined, "; ".join(reasons))
+        keys = ", ".join(key for key, value in values.items() if np.isnan(value))
+        logger.warning("%s: NaN for %s, since %s", type(metric).__name__, keys, "; ".join(reasons))
     if metric.confidence is None:
         return values
 
@@ -163,7 +163,11 @@ def report(metric: Metric, measure: Callable[[Rows], Measured], count: int) -> d
         measured = measure(rows)[0]  # may lack a key where a plugged-in metric reports but the classes it sees
         return np.array([measured.get(key, np.nan) for key in values])
 
-    draws = bootstrap_rows(entries, count, metric.resamples, metric.seed) if values else np.empty((0, 1))
+    undefined = np.isnan([*values.values()])
+    draws = np.full((len(values), 1), np.nan)
+    if not undefined.all():
+        draws = bootstrap_rows(entries, count, metric.resamples, metric.seed)
+    draws[undefined] = np.nan  # resamples may happen to leave out the rows that make a value undefined
     for key, drawn in zip(list(values), draws, strict=True):
         values[f"{key}_low"], values[f"{key}_high"] = percentiles(drawn, metric.confidence)
     return values

@@ -500,7 +500,7 @@ def _degenerate(scores: Floats) -> list[str]:
 
 
 def _not_finite(logits: Floats) -> list[str]:
-    broken = int((~np.isfinite(logits)).reshape(len(logits), -1).any(axis=1).sum())
+    broken = len({int(row) for row in np.argwhere(~np.isfinite(logits))[:, 0]})
     return [f"{broken} of {len(logits)} rows have logits that are NaN or infinite"] if broken else []
 
 

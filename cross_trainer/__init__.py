@@ -1,0 +1,94 @@
+"""A Hugging Face Trainer for cross-encoders: models that read two texts at once and score them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cross_trainer.collator import PairCollator
+    from cross_trainer.columns import Columns, InputExample
+    from cross_trainer.errors import (
+        ConfigurationError,
+        CrossTrainerError,
+        DataError,
+        MissingDependencyError,
+        UnsupportedModelError,
+    )
+    from cross_trainer.losses import (
+        ADRMSELoss,
+        BinaryCrossEntropyLoss,
+        CrossEntropyLoss,
+        InfoNCELoss,
+        KLDivergenceLoss,
+        LambdaLoss,
+        ListMLELoss,
+        ListNetLoss,
+        MarginMSELoss,
+        MSELoss,
+        RankNetLoss,
+    )
+    from cross_trainer.trainer import CrossEncoderTrainer
+
+__version__ = "0.1.0"
+
+# Names load when they are first used (PEP 562): importing the package alone loads neither torch nor transformers.
+_MODULES = {
+    "collator": ["PairCollator"],
+    "columns": ["Columns", "InputExample"],
+    "errors": [
+        "ConfigurationError",
+        "CrossTrainerError",
+        "DataError",
+        "MissingDependencyError",
+        "UnsupportedModelError",
+    ],
+    "losses": [
+        "ADRMSELoss",
+        "BinaryCrossEntropyLoss",
+        "CrossEntropyLoss",
+        "InfoNCELoss",
+        "KLDivergenceLoss",
+        "LambdaLoss",
+        "ListMLELoss",
+        "ListNetLoss",
+        "MSELoss",
+        "MarginMSELoss",
+        "RankNetLoss",
+    ],
+    "trainer": ["CrossEncoderTrainer"],
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "ADRMSELoss",
+    "BinaryCrossEntropyLoss",
+    "Columns",
+    "ConfigurationError",
+    "CrossEncoderTrainer",
+    "CrossEntropyLoss",
+    "CrossTrainerError",
+    "DataError",
+    "InfoNCELoss",
+    "InputExample",
+    "KLDivergenceLoss",
+    "LambdaLoss",
+    "ListMLELoss",
+    "ListNetLoss",
+    "MSELoss",
+    "MarginMSELoss",
+    "MissingDependencyError",
+    "PairCollator",
+    "RankNetLoss",
+    "UnsupportedModelError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

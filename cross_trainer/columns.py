@@ -21,7 +21,7 @@ import dataclasses
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -69,6 +69,7 @@ class Columns:
         class_names: The names behind integer labels in the data, in the data's order.
         label2id: The model's id of each class name; integer labels are translated by name where `class_names` is known.
         float_labels: Labels are real numbers, even where one looks like an integer.
+        label_width: C, where a label is a list for several labels at once.
     """
 
     query: str
@@ -79,6 +80,7 @@ class Columns:
     class_names: tuple[str, ...] | None = None
     label2id: Mapping[str, int] | None = None
     float_labels: bool = False
+    label_width: int = 0
 
     @property
     def names(self) -> list[str]:
@@ -111,9 +113,10 @@ class Columns:
 class Survey:
     """What one reading of a data set found.
 
-    `kind` is what the labels are: "none", "binary" (0, 1, True, False), "real" (other numbers, not all of them integers),
-    "class" (integers or names), "multi" (lists of C numbers), or "list" (one number a document). `minimum` and `maximum`
-    are the range of numeric labels, `class_names` the names of classes in the order of their index, `width` is C.
+    `kind` is what the labels are: "none", "binary" (nothing but 0 and 1), "class" (other integers, or names), "real" (other
+    numbers), "multi" (lists of C numbers), "list" (one number a document) or "margin" (one number for two documents).
+    `minimum` and `maximum` are the range of numeric labels, `integers` tells that all were of an integer type, `whole` that none
+    had a fraction, `names` holds the class names found as labels, `class_names` all of them in the order of their index.
     """
 
     rows: int = 0
@@ -125,6 +128,7 @@ class Survey:
     width: int = 0
     without_positive: int = 0
     integers: bool = True
+    whole: bool = True
     names: set[str] = field(default_factory=set)
 
 
@@ -150,7 +154,9 @@ def as_mapping(row: Row) -> Mapping[str, Any]:
     return dict(zip(("text_1", "text_2", "label"), (*texts, *label), strict=False))
 
 
-def resolve_columns(dataset: Rows, columns: Columns | Sequence[str] | None = None) -> Columns:
+def resolve_columns(
+    dataset: Rows, columns: Columns | Sequence[str] | None = None, in_batch_negatives: int = 0
+) -> Columns:
     """Decide what each column is for, and log it in one line.
 
     Texts are the first two columns of text in order, the label is `label`, `labels`, `score` or `scores`. Columns named as
@@ -159,6 +165,7 @@ def resolve_columns(dataset: Rows, columns: Columns | Sequence[str] | None = Non
     Args:
         dataset: Any data set whose first row can be read.
         columns: The names `(first text, second text)` or `(first text, second text, label)`, or all of it as `Columns`.
+        in_batch_negatives: Above 0, a pair without a label is a query and its positive.
 
     Raises:
         DataError: The data set is empty, a named column is missing, or no two text columns are found.
@@ -177,6 +184,8 @@ def resolve_columns(dataset: Rows, columns: Columns | Sequence[str] | None = Non
                         "with PairCollator(columns=(first text, second text, label)).")  # fmt: skip
     if resolved.class_names is None and resolved.label is not None:
         resolved = dataclasses.replace(resolved, class_names=_class_names(dataset, resolved.label))
+    if in_batch_negatives and resolved.shape == "pair" and resolved.label is None:
+        resolved = dataclasses.replace(resolved, shape="tuple")
     ignored = [name for name in names if name not in resolved.names] if resolved.shape != "tokens" else []
     logger.info("Columns: %s", _describe(resolved, ignored))
     return resolved
@@ -370,9 +379,7 @@ def _is_list(value: Any) -> bool:
 
 
 def _iterate(dataset: Rows) -> Iterator[Row]:
-    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, Iterable):
-        return (dataset[index] for index in range(len(dataset)))
-    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not hasattr(dataset, "__iter__"):
+    if not hasattr(dataset, "__iter__"):
         return (dataset[index] for index in range(len(dataset)))
     return iter(dataset)
 
@@ -444,7 +451,7 @@ def _check_labels(batch: Mapping[str, list[Any]], columns: Columns, start: int, 
             found.names.add(label)
         kind = "class" if isinstance(label, str) else "multi" if _is_list(label) else "number"
         if columns.grouped:
-            kind = "list"
+            kind = "list" if _is_list(label) else "margin"
             documents = batch[columns.documents[0]][offset] if columns.shape == "list" else columns.documents
             _check_list(label, documents, columns, row, found)
         _check_numbers(label, name, row, found)
@@ -473,7 +480,8 @@ def _check_numbers(label: Any, name: str, row: int, found: Survey) -> None:
             )
         found.minimum = min(found.minimum, entry)
         found.maximum = max(found.maximum, entry)
-        found.integers = found.integers and not isinstance(entry, float)
+        found.integers = found.integers and isinstance(entry, int)
+        found.whole = found.whole and entry == int(entry)
 
 
 def _check_list(label: Any, documents: Sequence[str], columns: Columns, row: int, found: Survey) -> None:
@@ -498,7 +506,7 @@ def _check_width(label: Sequence[Any], name: str, row: int, found: Survey) -> No
 def _number_kind(found: Survey, columns: Columns) -> str:
     if columns.class_names is not None and len(columns.class_names) > 2:
         return "class"
-    if found.minimum >= 0 and found.maximum <= 1 and found.integers:
+    if found.minimum >= 0 and found.maximum <= 1 and found.whole:
         return "binary"
     return "class" if found.integers else "real"
 

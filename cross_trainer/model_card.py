@@ -1,0 +1,78 @@
+"""What a saved model says about itself, so that every tool which reads it gives the same score.
+
+transformers' pipeline goes by `problem_type` and `id2label`, sentence-transformers by the activation's class path, text-embeddings-
+inference and vLLM by those and by `sentence_bert_config.json`. The config keys are plain Hugging Face ones or documented by the
+tool that reads them; no file of ours is needed to load a model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+ScoreActivation: TypeAlias = Literal["sigmoid", "softmax", "identity"]
+
+ACTIVATION_CLASSES: dict[ScoreActivation, str] = {
+    "sigmoid": "torch.nn.modules.activation.Sigmoid",
+    "softmax": "torch.nn.modules.activation.Softmax",
+    "identity": "torch.nn.modules.linear.Identity",
+}
+
+
+def describe_scores(config: PretrainedConfig, activation: ScoreActivation) -> None:
+    """Write into a model's config which activation turns its logits [P, C] into scores.
+
+    One label under a sigmoid leaves `problem_type` unset, because pipelines show a "regression" as raw logits.
+    """
+    problem_types = {"softmax": "single_label_classification", "identity": "regression"}
+    several = "multi_label_classification" if config.num_labels > 1 else None
+    config.problem_type = problem_types.get(activation, several)
+    path = ACTIVATION_CLASSES[activation]
+    config.sentence_transformers = {**(getattr(config, "sentence_transformers", None) or {}), "activation_fn": path}
+    config.sbert_ce_default_activation_function = path
+
+
+def name_labels(config: PretrainedConfig, names: Sequence[str]) -> None:
+    """Write class names in the order of their index into `id2label` and `label2id`."""
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: index for index, name in enumerate(names)}
+
+
+def has_own_labels(config: PretrainedConfig) -> bool:
+    """Whether a config names its labels itself, instead of transformers' LABEL_0, LABEL_1, ..."""
+    return list(config.id2label.values()) != [f"LABEL_{index}" for index in range(len(config.id2label))]
+
+
+def position_limit(config: PretrainedConfig) -> int | None:
+    """Tokens that a model has positions for, or None where its config sets no limit.
+
+    Models of RoBERTa's kind count positions from `pad_token_id` + 1, so 514 positions hold 512 tokens.
+    """
+    limit: int | None = getattr(config, "max_position_embeddings", None)
+    if limit is None or limit <= 0:
+        return None
+    offset_types = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "data2vec-text", "mpnet"}
+    return limit - (config.pad_token_id or 0) - 1 if config.model_type in offset_types else limit
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path, max_length: int | None) -> None:
+    """Save a tokenizer so that every reader cuts pairs where training did.
+
+    Writes `model_max_length` into the tokenizer's files, and `sentence_bert_config.json`, which text-embeddings-inference and vLLM
+    read. The tokenizer in memory stays as it is.
+    """
+    before = tokenizer.model_max_length
+    if max_length is not None:
+        tokenizer.model_max_length = max_length
+    try:
+        tokenizer.save_pretrained(folder)
+    finally:
+        tokenizer.model_max_length = before
+    if max_length is not None:
+        content = {"max_seq_length": max_length, "do_lower_case": False}
+        Path(folder, "sentence_bert_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -52,9 +53,8 @@ class Layout:
     @functools.cached_property
     def boundaries(self) -> Tensor:
         """[sequences + 1] int32: where each sequence starts in the flat row, and the end of the last one."""
-        ends = [0]
-        for count, length in self.groups or ():
-            ends.extend(ends[-1] + length * (i + 1) for i in range(count))
+        lengths = (length for count, length in self.groups or () for _ in range(count))
+        ends = [0, *itertools.accumulate(lengths)]
         return torch.tensor(ends, dtype=torch.int32, device=self.index.device)
 
     def flatten(self, padded: Tensor) -> Tensor:
@@ -218,14 +218,19 @@ def _by_groups(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settin
         return _apply(_DropoutAttention, query, key, value, layout.groups, settings)
     sizes = [count * length for count, length in layout.groups]
     outputs = []
-    for group, *tokens in zip(layout.groups, query.split(sizes), key.split(sizes), value.split(sizes), strict=True):
+    for group, *tokens in zip(layout.groups, *(torch.split(x, sizes) for x in (query, key, value)), strict=True):
         mask = None if group[1] <= (settings.window or group[1]) else _allowed(group[1], settings, query.device)
-        states = [x.unflatten(0, group).transpose(1, 2) for x in tokens]
+        q, k, v = (_ungroup(x, group) for x in tokens)
         output = scaled_dot_product_attention(
-            *states, attn_mask=mask, is_causal=settings.causal and mask is None, scale=settings.scaling
+            q, k, v, attn_mask=mask, is_causal=settings.causal and mask is None, scale=settings.scaling
         )
         outputs.append(output.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)
+
+
+def _ungroup(tokens: Tensor, group: tuple[int, int]) -> Tensor:
+    """[n * s, h, d] to [n, h, s, d], a view."""
+    return tokens.view(*group, *tokens.shape[1:]).transpose(1, 2)
 
 
 def _allowed(length: int, settings: _Settings, device: torch.device) -> Tensor:
@@ -252,7 +257,7 @@ class _DropoutAttention(torch.autograd.Function):
             q, k, v = (_heads_first(x[span], group) for x in (query, key, value))
             bias, beta = _bias(group[1], settings, query)
             scores = torch.baddbmm(bias, q, k.transpose(1, 2), beta=beta, alpha=settings.scaling)
-            weights = torch.softmax(scores, -1, dtype=torch.float32)
+            weights = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32))
             keep = _keep(weights, settings.dropout)
             _write(output[span], torch.bmm((weights * keep).to(v.dtype), v), group)
             saved += [weights, keep]
@@ -285,15 +290,14 @@ def _spans(groups: tuple[tuple[int, int], ...]) -> Iterator[tuple[tuple[int, int
 
 def _heads_first(tokens: Tensor, group: tuple[int, int]) -> Tensor:
     """[n * s, h, d] to [n * h, s, d]; a view where n is 1."""
-    count, length = group
-    if count == 1:
+    if group[0] == 1:
         return tokens.transpose(0, 1)
-    return tokens.unflatten(0, group).transpose(1, 2).reshape(-1, length, tokens.shape[-1])
+    return _ungroup(tokens, group).reshape(-1, group[1], tokens.shape[-1])
 
 
 def _write(target: Tensor, states: Tensor, group: tuple[int, int]) -> None:
     """Copy [n * h, s, d] to [n * s, h, d]."""
-    target.unflatten(0, group).transpose(1, 2).copy_(states.unflatten(0, (group[0], -1)))
+    _ungroup(target, group).copy_(states.view(group[0], -1, *states.shape[1:]))
 
 
 def _bias(length: int, settings: _Settings, like: Tensor) -> tuple[Tensor, int]:
@@ -348,9 +352,9 @@ def _by_repad(query: Tensor, key: Tensor, value: Tensor, layout: Layout, setting
         # Padding sees itself, again against a division by zero; what it computes is dropped.
         itself = torch.eye(length, dtype=torch.bool, device=mask.device)
         visible = visible & _allowed(length, settings, mask.device) | itself
-    states = (layout.pad(x).transpose(1, 2) for x in (query, key, value))
+    q, k, v = (layout.pad(x).transpose(1, 2) for x in (query, key, value))
     output = scaled_dot_product_attention(
-        *states, attn_mask=visible, dropout_p=settings.dropout, scale=settings.scaling
+        q, k, v, attn_mask=visible, dropout_p=settings.dropout, scale=settings.scaling
     )
     return layout.flatten(output.transpose(1, 2))
 

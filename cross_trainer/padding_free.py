@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,8 @@ from cross_trainer.attention import Kernel, Layout, flat_attention
 from cross_trainer.errors import ConfigurationError, UnsupportedModelError
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from transformers import PreTrainedModel
+    from typing_extensions import Self
 
 ENCODERS = frozenset(
     {"albert", "bert", "camembert", "distilbert", "electra", "eurobert", "modernbert", "roberta", "xlm-roberta"}
@@ -58,10 +57,10 @@ class PaddingFree:
     def __init__(self, base: PreTrainedModel, kernel: Kernel | None) -> None:
         self.kernel = kernel
         self.holders = 0
-        self._base = base
+        self._base: Any = base
         self._left_padding = base.config.model_type in DECODERS
         self._parameters = tuple(inspect.signature(base.forward).parameters)
-        self._attention = [m for m in base.modules() if hasattr(m, "is_causal") and hasattr(m, "config")]
+        self._attention: list[Any] = [m for m in base.modules() if hasattr(m, "is_causal") and hasattr(m, "config")]
         self._handles: list[Any] = []
 
     def _install(self) -> None:
@@ -73,8 +72,7 @@ class PaddingFree:
             self._base.register_forward_hook(_pad_outputs, with_kwargs=True),
         ]
         if getattr(self._base, "pooler", None) is not None:  # it reads the first token of each row: pad before it
-            encoder: nn.Module = self._base.encoder
-            self._handles.append(encoder.register_forward_hook(_pad_outputs, with_kwargs=True))
+            self._handles.append(self._base.encoder.register_forward_hook(_pad_outputs, with_kwargs=True))
 
     def remove(self) -> None:
         """Restore the model, if no other holder of this handle still needs it: every enabling has its removing."""
@@ -86,7 +84,7 @@ class PaddingFree:
         for module in self._attention:
             module.config = module.config.wrapped
         self._handles = []
-        del self._base._padding_free  # noqa: SLF001
+        del self._base.padding_free_handle
 
     def __enter__(self) -> Self:
         return self
@@ -142,12 +140,12 @@ def enable_padding_free(model: nn.Module, kernel: Kernel | None = None) -> Paddi
             is padded on the left.
     """
     base = _find_base(model)
-    handle: PaddingFree | None = base.__dict__.get("_padding_free")
+    handle: PaddingFree | None = base.__dict__.get("padding_free_handle")
     if handle is None:
         _check(base)
         handle = PaddingFree(base, kernel)
         handle._install()  # noqa: SLF001
-        base._padding_free = handle  # noqa: SLF001
+        base.padding_free_handle = handle
     elif handle.kernel != kernel:
         raise ConfigurationError(
             f"The model is padding-free with kernel={handle.kernel!r} already: remove that handle before asking for {kernel!r}."
@@ -171,23 +169,23 @@ def unpad_indices(attention_mask: Tensor) -> Tensor:
 # --- which models -------------------------------------------------------------------------------------------------------
 
 
-def _find_base(model: nn.Module) -> PreTrainedModel:
+def _find_base(model: nn.Module) -> Any:
     from transformers import PreTrainedModel
 
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = getattr(model, "get_base_model", lambda: model)()
     if not isinstance(inner, PreTrainedModel):
         raise UnsupportedModelError(
             f"Padding-free execution needs a transformers model, found {type(model).__name__}: "
             "enable it on the model itself, before DDP, torch.compile or another wrapper."
         )
-    base: PreTrainedModel = inner.base_model
-    return base
+    return inner.base_model
 
 
-def _check(base: PreTrainedModel) -> None:
+def _check(base: Any) -> None:
     from transformers import MODEL_MAPPING
 
-    config, name = base.config, type(base).__name__
+    config: Any = base.config
+    name = type(base).__name__
     reason = None
     if config.model_type not in ENCODERS | DECODERS:
         supports = getattr(base, "_supports_attention_backend", False)
@@ -196,7 +194,7 @@ def _check(base: PreTrainedModel) -> None:
             if supports
             else f"the attention of {config.model_type!r} doesn't go through transformers' AttentionInterface"
         )
-    elif not isinstance(base, MODEL_MAPPING[type(config)]):
+    elif not isinstance(base, cast("type", MODEL_MAPPING[type(config)])):
         reason = f"{name} isn't transformers' own {config.model_type!r} model"
     elif getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
         reason = "it is set up as a decoder (config.is_decoder) with a cache or cross-attention"
@@ -267,16 +265,16 @@ def _positions(module: PreTrainedModel, inputs: dict[str, Any], index: Tensor) -
     """[T] the position of every real token, given or by the rule of the model's family."""
     input_ids, positions = inputs["input_ids"], inputs.get("position_ids")
     if positions is not None:
-        return positions.expand(input_ids.shape).flatten()[index]
-    count = getattr(getattr(module, "embeddings", None), "create_position_ids_from_input_ids", None)
-    if count is None:
-        return index % input_ids.shape[1]
-    ids: Tensor = count(input_ids, module.embeddings.padding_idx)
-    return ids.flatten()[index]
+        return cast("Tensor", positions.expand(input_ids.shape).flatten()[index])
+    embeddings: Any = getattr(module, "embeddings", None)
+    if not hasattr(embeddings, "create_position_ids_from_input_ids"):
+        return index % int(input_ids.shape[1])
+    counted: Tensor = embeddings.create_position_ids_from_input_ids(input_ids, embeddings.padding_idx)
+    return counted.flatten()[index]
 
 
 def _pad_outputs(_: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    layout = kwargs.get(_KEYWORD)
+    layout: Layout | None = kwargs.get(_KEYWORD)
     return output if layout is None else _pad(output, layout)
 
 
@@ -319,7 +317,7 @@ def _register_attention() -> None:
 
 
 def _attention(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -341,13 +339,11 @@ def _attention(
     ), None
 
 
-def _original_attention(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+def _original_attention(module: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    sources = (sys.modules[cls.__module__] for cls in type(module).__mro__)
-    eager = next(
-        (source.eager_attention_forward for source in sources if hasattr(source, "eager_attention_forward")), None
-    )
+    sources: Iterator[Any] = (sys.modules[cls.__module__] for cls in type(module).__mro__)
+    eager: Any = next((x.eager_attention_forward for x in sources if hasattr(x, "eager_attention_forward")), None)
     name = module.config.wrapped._attn_implementation  # noqa: SLF001
     function: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
     return function

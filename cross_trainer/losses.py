@@ -25,8 +25,8 @@ P pairs of texts, G groups (queries), D documents of the largest group, C classe
 beside them are flat, [P, 1] or [P], one for each real document in row-major order, or a grid [G, D] already.
 
 A plain Trainer passes the number of labels other than -100. That is a pointwise loss's own count. For a loss over lists it is the
-number of documents, so that the loss and its gradient come out smaller by a constant factor or so, which changes the learning
-rate; `CrossEncoderTrainer` asks `count_items` instead. Half-precision logits are computed with in float32.
+number of documents, so that the loss and its gradient come out larger or smaller than the mean by (items / documents), which acts
+like another learning rate; `CrossEncoderTrainer` asks `count_items` instead. Half-precision logits are computed with in float32.
 
 `score_activation` says what a trained model's logits become scores by, and `couples_rows` whether the gradient of one row depends on
 other rows' logits.
@@ -68,10 +68,7 @@ def to_grid(logits: Tensor, labels: Tensor, fill: float = float(IGNORED_LABEL)) 
     Raises:
         ConfigurationError: Labels aren't [G, D], the model gives several scores a pair, or their numbers differ.
     """
-    if labels.dim() != 2:
-        raise ConfigurationError(f"Labels have the shape {list(labels.shape)}, but lists of documents have labels [groups, documents]: "
-                                 "give each query its documents and as many labels, or take a pointwise loss.")  # fmt: skip
-    real = labels != IGNORED_LABEL
+    real = _real(labels)
     if logits.shape == labels.shape:
         return logits.masked_fill(~real, fill)
     if logits.dim() not in (1, 2) or logits.shape[1:].numel() != 1:
@@ -321,15 +318,15 @@ class LambdaLoss:
             -highest
         )  # 2^highest cancels, and large labels don't overflow
         ideal = gains.sort(1, descending=True).values[:, : self.k]
-        places = torch.arange(1, ideal.shape[1] + 1, device=gains.device)
-        best = (ideal / torch.log2(1.0 + places)).sum(1, keepdim=True)
+        ranks = torch.arange(1, ideal.shape[1] + 1, dtype=gains.dtype, device=gains.device)
+        best = (ideal / torch.log2(1 + ranks)).sum(1, keepdim=True)
         return gains / best.masked_fill(best == 0, 1.0)
 
     def _pair_weights(self, gains: Tensor, ranks: Tensor) -> Tensor:
         """Weights [G, D, D] of the pairs (i, j)."""
         if self.scheme == "none":
             return gains.new_ones(())
-        discounts = 1 / torch.log2(1.0 + ranks)
+        discounts = 1 / torch.log2(1 + ranks)
         if self.scheme == "ndcg1":
             return (gains * discounts)[:, :, None]
         gain = (gains[:, :, None] - gains[:, None, :]).abs()
@@ -337,7 +334,7 @@ class LambdaLoss:
         if self.scheme == "lambdarank":
             return swapped
         distance = (ranks[:, :, None] - ranks[:, None, :]).abs().clamp(min=1)
-        moved = (1 / torch.log2(1.0 + distance) - 1 / torch.log2(2.0 + distance)) * gain
+        moved = (1 / torch.log2(1 + distance) - 1 / torch.log2(2 + distance)) * gain
         return moved if self.scheme == "ndcg2" else self.mu * moved + swapped
 
 
@@ -582,8 +579,9 @@ def _logits(outputs: Outputs) -> Tensor:
 def _real(labels: Tensor) -> Tensor:
     """Which entries of a grid are documents, [G, D] of bool."""
     if labels.dim() != 2:
-        raise ConfigurationError(f"Labels have the shape {list(labels.shape)}, but this loss compares the documents of a query: it "
-                                 "takes labels [groups, documents]. Take a pointwise loss or give lists of documents.")  # fmt: skip
+        raise ConfigurationError(f"Labels have the shape {list(labels.shape)}, but losses over documents of a query take labels [groups, "
+                                 "documents]. Give each query a list of documents and as many labels, or take a pointwise "
+                                 "loss.")  # fmt: skip
     return labels != IGNORED_LABEL
 
 
@@ -602,7 +600,7 @@ def _entries(outputs: Outputs, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _lists(outputs: Outputs, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Scores, labels and which of them are real, all [G, D]; 0 where there is no document."""
-    scores, real = to_grid(_logits(outputs), labels, fill=0.0), _real(labels)
+    scores, real = to_grid(_logits(outputs), labels, fill=0.0), labels != IGNORED_LABEL
     return scores, labels.to(scores.dtype).masked_fill(~real, 0.0), real
 
 
@@ -644,7 +642,7 @@ def _ranks_against(scores: Tensor, relevance: Tensor, real: Tensor) -> Tensor:
     same = relevance[:, None, :] == relevance[:, :, None]
     earlier = torch.ones_like(same[0]).tril(-1)  # of documents alike in both it makes no difference which is first
     ahead = (others > own) | ((others == own) & (less | (same & earlier)))
-    return 1 + (ahead & real[:, None, :]).sum(2)
+    return 1 + (ahead & real[:, None, :]).sum(2).to(scores.dtype)
 
 
 def _require_positive(loss: object, name: str) -> None:

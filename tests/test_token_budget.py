@@ -328,7 +328,7 @@ from cross_trainer.losses import BinaryCrossEntropyLoss, LambdaLoss
 from cross_trainer.padding_free import enable_padding_free
 from cross_trainer.token_budget import budgeted_step
 rank = int(os.environ["RANK"])
-torch.distributed.init_process_group("gloo")
+torch.distributed.init_process_group("gloo", init_method=sys.argv[2], rank=rank, world_size=2)
 batches = [make_batch(), make_batch((4, 3, 4, 2, 3, 5, 1, 2))]
 grids = [GRID, GRID.flip(0)]
 for loss in (BinaryCrossEntropyLoss(), LambdaLoss()):
@@ -354,15 +354,10 @@ print("equal", rank)
 
 def test_processes_may_have_different_numbers_of_pieces(tmp_path: Path) -> None:
     here = str(Path(__file__).parent)
-    settings = {
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(20000 + os.getpid() % 20000),
-        "OMP_NUM_THREADS": "1",
-    }
+    settings = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, here], env={**os.environ, **settings, "RANK": str(rank)},
+            [sys.executable, "-c", WORKER, here, f"file://{tmp_path}/store"], env={**settings, "RANK": str(rank)},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for rank in range(2)

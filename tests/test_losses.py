@@ -183,6 +183,13 @@ def test_lambda_ranks_equal_scores_against_the_model() -> None:
         assert found.item() == pytest.approx(expected / items, rel=1e-9)
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_lambda_negative_relevance_gains_nothing(scheme: Any) -> None:
+    scores, loss = torch.tensor([[0.1, 0.2, 0.3]]), LambdaLoss(scheme)
+    zero, negative = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[2.0, 1.0, -3.0]])
+    torch.testing.assert_close(loss(scores, negative), loss(scores, zero))
+
+
 @pytest.mark.parametrize("loss", LISTWISE, ids=repr)
 @pytest.mark.parametrize("ties", [False, True])
 def test_order_of_documents_is_meaningless(loss: Any, ties: bool) -> None:
@@ -256,7 +263,8 @@ def pointwise_batch(loss: Any) -> tuple[Tensor, Tensor]:
         logits, labels = torch.randn(9, 3, generator=random), torch.randint(0, 3, (9,), generator=random)
     else:
         logits, labels = torch.randn(9, 1, generator=random), torch.rand(9, generator=random)
-    labels[[2, 8]] = -100  # sentinel rows
+    labels[[2, 8]] = -100  # sentinel rows, whose logits must not be seen
+    logits[[2, 8]] = math.nan
     return logits.double(), labels
 
 
@@ -412,6 +420,7 @@ def test_binary_cross_entropy_of_several_labels(weight: Any) -> None:
 def test_cross_entropy(weights: tuple[float, ...] | None, smoothing: float) -> None:
     loss = CrossEntropyLoss(weights, smoothing)
     logits, labels = pointwise_batch(loss)
+    kept = labels != -100
     w = weights or (1.0, 1.0, 1.0)
     total = 0.0
     for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
@@ -422,9 +431,11 @@ def test_cross_entropy(weights: tuple[float, ...] | None, smoothing: float) -> N
     assert loss(logits, labels).item() == pytest.approx(total / 7, rel=1e-9)
     torch.testing.assert_close(loss(logits, labels), loss(logits, labels.double()))
     if weights is None:
-        torch.testing.assert_close(loss(logits, labels), F.cross_entropy(logits, labels, label_smoothing=smoothing))
+        torch.testing.assert_close(
+            loss(logits, labels), F.cross_entropy(logits[kept], labels[kept], label_smoothing=smoothing)
+        )
     elif smoothing == 0:  # torch divides by the sum of weights
-        torch_mean = F.cross_entropy(logits, labels, torch.tensor(weights).double())
+        torch_mean = F.cross_entropy(logits[kept], labels[kept], torch.tensor(weights).double())
         total_weight = sum(weights[label] for label in labels.tolist() if label != -100)
         torch.testing.assert_close(loss(logits, labels), torch_mean * total_weight / 7)
 
@@ -588,7 +599,7 @@ def test_tuple_losses_equal_sentence_transformers() -> None:
         MarginMSELoss()(scores, F.pad(-margins, (1, 0))), peer.MarginMSELoss(model)(columns, margins)
     )
     first = F.one_hot(torch.zeros(4, dtype=torch.long), 3).float()
-    ranking = peer.MultipleNegativesRankingLoss(model, num_negatives=0, scale=5.0, activation_fn=None)
+    ranking = peer.MultipleNegativesRankingLoss(model, scale=5.0, activation_fn=None)
     # Without negatives from the batch it is a softmax over the row's own documents.
     ranking.get_in_batch_negatives = lambda *_: iter(())
     torch.testing.assert_close(InfoNCELoss(scale=5.0)(scores, first), ranking(columns, None))

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
@@ -74,9 +74,10 @@ def load_model(name: str, found: Survey) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(name, num_labels=choose_num_labels(found))
     if found.kind == "class" and found.class_names is not None and set(config.label2id) != set(found.class_names):
         name_labels(config, found.class_names)
-    return AutoModelForSequenceClassification.from_pretrained(
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
         name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
     )
+    return model
 
 
 def adopt_class_names(config: Any, found: Survey) -> None:
@@ -146,7 +147,7 @@ def _is_relevance(found: Survey) -> bool:
 
 
 def choose_metrics(
-    columns: Columns, found: Survey, config: Any, activation: str
+    columns: Columns, found: Survey, config: Any, activation: Literal["sigmoid", "identity"]
 ) -> Callable[[EvalPrediction], dict[str, float]] | None:
     """The metrics that fit a data set's labels, or None where it has none; see the module's table."""
     if columns.grouped:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 ScoreActivation: TypeAlias = Literal["sigmoid", "softmax", "identity"]
 
@@ -24,7 +24,7 @@ ACTIVATION_CLASSES: dict[ScoreActivation, str] = {
 }
 
 
-def describe_scores(config: PretrainedConfig, activation: ScoreActivation) -> None:
+def describe_scores(config: Any, activation: ScoreActivation) -> None:
     """Write into a model's config which activation turns its logits [P, C] into scores.
 
     One label under a sigmoid leaves `problem_type` unset, because pipelines show a "regression" as raw logits.
@@ -37,18 +37,18 @@ def describe_scores(config: PretrainedConfig, activation: ScoreActivation) -> No
     config.sbert_ce_default_activation_function = path
 
 
-def name_labels(config: PretrainedConfig, names: Sequence[str]) -> None:
+def name_labels(config: Any, names: Sequence[str]) -> None:
     """Write class names in the order of their index into `id2label` and `label2id`."""
     config.id2label = dict(enumerate(names))
     config.label2id = {name: index for index, name in enumerate(names)}
 
 
-def has_own_labels(config: PretrainedConfig) -> bool:
+def has_own_labels(config: Any) -> bool:
     """Whether a config names its labels itself, instead of transformers' LABEL_0, LABEL_1, ..."""
     return list(config.id2label.values()) != [f"LABEL_{index}" for index in range(len(config.id2label))]
 
 
-def position_limit(config: PretrainedConfig) -> int | None:
+def position_limit(config: Any) -> int | None:
     """Tokens that a model has positions for, or None where its config sets no limit.
 
     Models of RoBERTa's kind count positions from `pad_token_id` + 1, so 514 positions hold 512 tokens.

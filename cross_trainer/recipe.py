@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cross_trainer.columns import Columns, resolve_columns
+from cross_trainer.columns import resolve_columns
 from cross_trainer.errors import ConfigurationError, CrossTrainerError, MissingDependencyError
 from cross_trainer.files import load_splits
 
@@ -43,7 +43,8 @@ class RecipeArguments:
 
     model: str = field(default="distilroberta-base", metadata={"help": "Name or folder of any pretrained model."})
     dataset: str = field(
-        default="", metadata={"help": "Hub id, folder or file (csv, tsv, jsonl, parquet) with train, validation and test."}
+        default="",
+        metadata={"help": "Hub id, folder or file (csv, tsv, jsonl, parquet) with train, validation and test."},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
     text_columns: list[str] | None = field(default=None, metadata={"help": "The columns of the two texts."})
@@ -51,7 +52,9 @@ class RecipeArguments:
     max_length: int | None = field(default=None, metadata={"help": "Tokens of a pair at most. Default: the model's."})
     max_tokens: int | None = field(default=None, metadata={"help": "Tokens of a forward pass at most; same gradient."})
     padding_free: bool = field(default=True, metadata={"help": "Compute no padding in the transformer layers."})
-    demo: bool = field(default=False, metadata={"help": "Small pretrained model, synthetic embedded data, a few minutes."})
+    demo: bool = field(
+        default=False, metadata={"help": "Small pretrained model, synthetic embedded data, a few minutes."}
+    )
 
     def columns(self) -> tuple[str, ...] | None:
         """The columns asked for, as PairCollator takes them.
@@ -84,14 +87,17 @@ def parse_arguments(
     from transformers import HfArgumentParser, TrainingArguments
 
     argv = sys.argv[1:] if argv is None else argv
-    parser = HfArgumentParser([kind, TrainingArguments])
+    kinds: Any = [kind, TrainingArguments]
+    parser = HfArgumentParser(kinds)
     demo = DEMO_DEFAULTS if "--demo" in argv else {}
     parser.set_defaults(disable_tqdm=not sys.stderr.isatty(), **{**TASK_DEFAULTS, **defaults, **demo})
     if demo:
         parser.set_defaults(model=demo_model())
     arguments, training_arguments = parser.parse_args_into_dataclasses(args=list(argv))
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("cross_trainer").setLevel(logging.INFO if training_arguments.process_index == 0 else logging.ERROR)
+    logging.getLogger("cross_trainer").setLevel(
+        logging.INFO if training_arguments.process_index == 0 else logging.ERROR
+    )
     return arguments, training_arguments
 
 
@@ -122,7 +128,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name)  # type: ignore[no-any-return]
+        return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"--model {name!r} is no folder of a model, and the Hub can't be reached or doesn't have it. Give --model a folder, "
@@ -130,9 +136,13 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def finish(trainer: CrossEncoderTrainer, splits: DatasetDict, columns: Columns | None = None) -> None:
+def finish(trainer: CrossEncoderTrainer, splits: DatasetDict) -> None:
     """Evaluate the best checkpoint, save it, read it back from disk and show what it makes of three pairs."""
-    results = {name: trainer.evaluate(splits[name], metric_key_prefix=name) for name in ("validation", "test") if name in splits}
+    results = {
+        name: trainer.evaluate(splits[name], metric_key_prefix=name)
+        for name in ("validation", "test")
+        if name in splits
+    }
     trainer.save_model()
     if trainer.is_world_process_zero():
         for name, metrics in results.items():
@@ -140,14 +150,19 @@ def finish(trainer: CrossEncoderTrainer, splits: DatasetDict, columns: Columns |
         _print_scores(trainer, splits["validation"])
         print(f"\nSaved in {trainer.args.output_dir}")  # noqa: T201
     trainer.accelerator.wait_for_everyone()
-    trainer.end()
+    trainer.accelerator.end_training()
 
 
 def _print_metrics(split: str, metrics: dict[str, float]) -> None:
     print(f"\n{split}")  # noqa: T201
     for key, value in metrics.items():
         name = key.removeprefix(f"{split}_")
-        if isinstance(value, float) and name not in {"runtime", "samples_per_second", "steps_per_second", "model_preparation_time"}:
+        if isinstance(value, float) and name not in {
+            "runtime",
+            "samples_per_second",
+            "steps_per_second",
+            "model_preparation_time",
+        }:
             print(f"  {name:<24} {value:.4f}")  # noqa: T201
 
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import numpy as np
@@ -56,10 +57,12 @@ from cross_trainer.defaults import (
     choose_metrics,
     load_model,
 )
-from cross_trainer.errors import ConfigurationError, DataError
+from cross_trainer.errors import ConfigurationError, DataError, UnsupportedModelError
 from cross_trainer.losses import to_grid
 from cross_trainer.model_card import describe_scores, position_limit, save_tokenizer
+from cross_trainer.padding_free import enable_padding_free
 from cross_trainer.sharding import FilledDataset, FilledStream, fill_batches
+from cross_trainer.token_budget import budgeted_forward, budgeted_step
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +122,7 @@ class CrossEncoderTrainer(Trainer):
         if isinstance(train_dataset, Mapping):
             eval_dataset = train_dataset.get("validation") if eval_dataset is None else eval_dataset
             train_dataset = _split(train_dataset, "train")
-        tokenizer = processing_class if processing_class is not None else getattr(data_collator, "tokenizer", None)
+        tokenizer: Any = processing_class if processing_class is not None else getattr(data_collator, "tokenizer", None)
         if tokenizer is None and (data_collator is None or isinstance(model, str)):
             tokenizer = _load_tokenizer(model)
         self.data_collator = PairCollator(tokenizer) if data_collator is None else data_collator
@@ -175,7 +178,7 @@ class CrossEncoderTrainer(Trainer):
         assert self.args.output_dir is not None  # TrainingArguments fill it in
         return self.args.output_dir
 
-    def call_model_init(self, trial: Any = None) -> PreTrainedModel:
+    def call_model_init(self, trial: Any = None) -> torch.nn.Module:
         """A fresh model from `model_init`, described and set up as the first one was."""
         model = super().call_model_init(trial)
         if hasattr(self, "_metrics_follow_data"):  # the first model is prepared at the end of construction
@@ -194,8 +197,8 @@ class CrossEncoderTrainer(Trainer):
             self.compute_loss_func = choose_loss(columns, found, self._config, self.args.label_smoothing_factor)
             logger.info("Loss chosen for %s labels: %s", found.kind, self.compute_loss_func)
 
-    def _prepare_model(self, model: PreTrainedModel) -> None:
-        """Write into the config what scores mean, and fit tokenizer and model to each other."""
+    def _prepare_model(self, model: Any) -> None:
+        """Write into the config what scores mean, fit tokenizer and model to each other, take out the padding."""
         config = model.config
         if self._found is not None:
             adopt_class_names(config, self._found)
@@ -214,6 +217,13 @@ class CrossEncoderTrainer(Trainer):
                 collator.tokenizer.pad_token = collator.tokenizer.eos_token
             if config.pad_token_id is None:
                 config.pad_token_id = collator.tokenizer.pad_token_id
+        self._runs_padding_free = self.padding_free
+        if self.padding_free:
+            try:
+                enable_padding_free(model)
+            except UnsupportedModelError as reason:
+                self._runs_padding_free = False
+                logger.info("Padding-free execution is off: %s", reason)
 
     # -- the data ------------------------------------------------------------------------------------------------------
 
@@ -251,7 +261,8 @@ class CrossEncoderTrainer(Trainer):
         return columns
 
     def _choose_metrics(self, dataset: Rows) -> None:
-        activation = getattr(self.compute_loss_func, "score_activation", "identity")
+        sigmoid = getattr(self.compute_loss_func, "score_activation", None) == "sigmoid"
+        activation: Literal["sigmoid", "identity"] = "sigmoid" if sigmoid else "identity"
         chosen = choose_metrics(*self._survey(dataset), self._config, activation)
         if repr(chosen) != repr(self.compute_metrics):
             logger.info("Metrics chosen from the labels: %s", chosen)
@@ -351,7 +362,7 @@ class CrossEncoderTrainer(Trainer):
         # An evaluation before training marks the model as prepared, and it would train without the wrapper that synchronises.
         if self.model_wrapped is self.model and getattr(self.model, "_is_accelerate_prepared", False):
             self.model = self.model_wrapped = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-            self.model._is_accelerate_prepared = False  # type: ignore[union-attr]  # noqa: SLF001
+            self.model._is_accelerate_prepared = False  # noqa: SLF001
         return super()._prepare_for_training(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
@@ -372,6 +383,31 @@ class CrossEncoderTrainer(Trainer):
         """The loss of a batch as `transformers.Trainer` computes it, without what only metrics read."""
         inputs = {name: value for name, value in inputs.items() if name != NUM_RELEVANT}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Forward and backward of a batch, cut by `max_tokens` where that is set."""
+        if self.max_tokens is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()  # type: ignore[union-attr]  # schedule-free optimisers have modes
+        inputs = self._prepare_inputs({name: value for name, value in inputs.items() if name != NUM_RELEVANT})
+        assert self.compute_loss_func is not None
+        averaged = self.args.average_tokens_across_devices and num_items_in_batch is not None
+        return budgeted_step(
+            model,
+            inputs,
+            inputs.pop("labels"),
+            self.compute_loss_func,
+            self.max_tokens,
+            num_items=num_items_in_batch,
+            scale=self.accelerator.num_processes if averaged else 1,
+            backward=self.accelerator.backward,
+            no_sync=functools.partial(self.accelerator.no_sync, model=model),
+            padded=not self._runs_padding_free,
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, beside the training loss also `padding_fraction` of tokens and `truncated_fraction` of pairs since the last log."""
@@ -433,7 +469,10 @@ class CrossEncoderTrainer(Trainer):
         loss: Any
         logits: Any
         labels: Any
-        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        forward: Any = model
+        if self.max_tokens is not None:
+            forward = functools.partial(self._forward_by_budget, model)
+        loss, logits, labels = super().prediction_step(forward, inputs, prediction_loss_only, ignore_keys)
         if (
             isinstance(labels, torch.Tensor)
             and isinstance(logits, torch.Tensor)
@@ -444,6 +483,12 @@ class CrossEncoderTrainer(Trainer):
         if NUM_RELEVANT in inputs and labels is not None:
             labels = (labels, inputs[NUM_RELEVANT])
         return loss, logits, labels
+
+    def _forward_by_budget(self, model: torch.nn.Module, **inputs: Any) -> SequenceClassifierOutput:
+        inputs.pop("labels", None)
+        assert self.max_tokens is not None
+        logits = budgeted_forward(model, inputs, self.max_tokens, padded=not self._runs_padding_free)
+        return SequenceClassifierOutput(logits=logits)
 
     # -- saving --------------------------------------------------------------------------------------------------------
 

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 SENTENCES = [
-    "a man is playing a guitar", "a woman cuts an onion", "the dog runs in the park", "two children are eating",
-    "someone plays an instrument", "a person is cooking", "an animal is moving", "kids have lunch",
-    "how do i learn to cook", "what is the best way to learn cooking", "why is the sky blue", "who wrote this book",
+    "a man is playing a guitar",
+    "a woman cuts an onion",
+    "the dog runs in the park",
+    "two children are eating",
+    "someone plays an instrument",
+    "a person is cooking",
+    "an animal is moving",
+    "kids have lunch",
+    "how do i learn to cook",
+    "what is the best way to learn cooking",
+    "why is the sky blue",
+    "who wrote this book",
 ]
 
 
 def build_tokenizer(model_max_length: int = 64, padding_side: str = "right") -> PreTrainedTokenizerFast:
     """A WordPiece tokenizer over the letters and the words of `SENTENCES`, with BERT's two-segment template."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    letters = list("abcdefghijklmnopqrstuvwxyz0123456789")
+    words = sorted({word for sentence in SENTENCES for word in sentence.split()})
+    vocabulary = dict.fromkeys([*special, *letters, *(f"##{letter}" for letter in letters), *words])
+    ids = {token: index for index, token in enumerate(vocabulary)}
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=200, special_tokens=special, initial_alphabet=list("abcdefghijklmnopqrstuvwxyz0123456789")
-    )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -41,12 +50,21 @@ def build_tokenizer(model_max_length: int = 64, padding_side: str = "right") -> 
     )
 
 
-def build_model(num_labels: int = 1, dropout: float = 0.0, seed: int = 0, **config: object) -> BertForSequenceClassification:
+def build_model(
+    num_labels: int = 1, dropout: float = 0.0, seed: int = 0, **config: object
+) -> BertForSequenceClassification:
     """A BERT classifier with 2 layers of width 32 and random weights that depend on `seed` alone."""
     settings = {
-        "vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "intermediate_size": 64, "max_position_embeddings": 64, "pad_token_id": 0,
-        "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout, "initializer_range": 0.3,
+        "vocab_size": 200,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+        "initializer_range": 0.3,
         "num_labels": num_labels,
     }
     with torch.random.fork_rng():

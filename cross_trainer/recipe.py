@@ -84,13 +84,18 @@ def parse_arguments(
         defaults: Defaults of `TrainingArguments` that differ from `TASK_DEFAULTS`.
         argv: Arguments; default: the process's.
     """
+    import torch
     from transformers import HfArgumentParser, TrainingArguments
 
     argv = sys.argv[1:] if argv is None else argv
     kinds: Any = [kind, TrainingArguments]
     parser = HfArgumentParser(kinds)
     demo = DEMO_DEFAULTS if "--demo" in argv else {}
-    parser.set_defaults(disable_tqdm=not sys.stderr.isatty(), **{**TASK_DEFAULTS, **defaults, **demo})
+    parser.set_defaults(
+        disable_tqdm=not sys.stderr.isatty(),
+        dataloader_pin_memory=torch.accelerator.is_available(),
+        **{**TASK_DEFAULTS, **defaults, **demo},
+    )
     if demo:
         parser.set_defaults(model=demo_model())
     arguments, training_arguments = parser.parse_args_into_dataclasses(args=list(argv))

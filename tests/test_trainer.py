@@ -274,7 +274,7 @@ def test_choices_by_the_data(tmp_path, pretrained, case, caplog):
         trainer = CrossEncoderTrainer(pretrained, arguments(tmp_path), train_dataset=dataset, eval_dataset=dataset)
     assert trainer.model.config.num_labels == num_labels
     assert trainer.compute_loss_func == loss
-    assert f"Loss chosen for" in caplog.text
+    assert "Loss chosen for" in caplog.text
     assert repr(loss) in caplog.text
     assert f"eval_{metric}" in trainer.evaluate()
 
@@ -352,7 +352,8 @@ def test_swap_changes_what_is_trained(tmp_path, tokenizer):
     [
         ([0.0, 2.5, 5.0] * 7, {}, r"Column 'label', row 1: label 2.5 is outside \[0, 1\].*from 0 to 5.*x / 5"),
         ([0, 1, 3] * 7, {"num_labels": 3}, r"Column 'label', row 2: label 3 is outside \[0, 2\].*num_labels=3"),
-        (["no", "yes", "odd"] * 7, {"num_labels": 3, "id2label": {0: "no", 1: "yes", 2: "maybe"}, "label2id": {"no": 0, "yes": 1, "maybe": 2}},
+        (["no", "yes", "odd"] * 7,
+         {"num_labels": 3, "id2label": {0: "no", 1: "yes", 2: "maybe"}, "label2id": {"no": 0, "yes": 1, "maybe": 2}},
          r"Column 'label', row 2: class 'odd' is unknown"),
         (["no", "yes", "odd"] * 7, {}, r"Labels are the classes \['no', 'odd', 'yes'\], but the model has num_labels=1"),
         ([[0, 1]] * 21, {"num_labels": 3}, r"needs num_labels=2, the model has 3"),
@@ -371,7 +372,7 @@ def test_labels_that_do_not_fit(tmp_path, labels, model, message):
 
 def test_the_evaluation_set_is_checked_before_training(tmp_path):
     bad = pairs(5, labels=[0.0, 1.0, 2.0, 0.0, 1.0])
-    with pytest.raises(DataError, match="row 2: label 2.0 is outside"):
+    with pytest.raises(DataError, match=r"row 2: label 2\.0 is outside"):
         CrossEncoderTrainer(
             build_model(),
             arguments(tmp_path),
@@ -511,7 +512,7 @@ def test_a_stream_trains_like_its_rows(tmp_path):
 
 
 def test_a_streams_first_rows_are_checked(tmp_path):
-    with pytest.raises(DataError, match="row 3: label 5.0 is outside"):
+    with pytest.raises(DataError, match=r"row 3: label 5\.0 is outside"):
         train(tmp_path, pairs(4, labels=[0.0, 0.5, 1.0, 5.0]).to_iterable_dataset(), max_steps=1)
 
 

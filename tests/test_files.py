@@ -1,0 +1,74 @@
+"""Data sets from folders and files, and one line of error where neither those nor the Hub have them."""
+
+from __future__ import annotations
+
+import gzip
+
+import pytest
+from datasets import Dataset
+
+from cross_trainer.errors import ConfigurationError, DataError
+from cross_trainer.files import load_splits
+
+ROWS = [{"a": f"text {index}", "b": "null" if index % 2 else "", "label": index % 2} for index in range(20)]
+
+
+def write(path, rows=ROWS):
+    dataset = Dataset.from_list(rows)
+    if ".csv" in path.name:
+        dataset.to_csv(path, index=False)
+    elif ".tsv" in path.name:
+        lines = ["\t".join(map(str, row.values())) for row in rows]
+        text = "\n".join(["\t".join(rows[0]), *lines]) + "\n"
+        (gzip.open(path, "wt") if path.suffix == ".gz" else path.open("w")).write(text)
+    elif ".parquet" in path.name:
+        dataset.to_parquet(path)
+    else:
+        dataset.to_json(path)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_a_folder_has_one_file_a_split(tmp_path, suffix):
+    write(tmp_path / f"train.{suffix}")
+    write(tmp_path / f"dev.{suffix}", ROWS[:3])
+    (tmp_path / "notes.txt").write_text("nothing of ours")
+    splits = load_splits(str(tmp_path))
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 20, "validation": 3}
+    # Neither "null" nor an empty field turns into a missing text.
+    assert splits["train"].to_list() == ROWS
+
+
+def test_a_file_goes_by_its_split_column(tmp_path):
+    quoted = [{**row, "a": f'an "odd {row["a"]}', "split": "dev" if index < 4 else "train"} for index, row in enumerate(ROWS)]
+    path = tmp_path / "all.tsv.gz"
+    write(path, quoted)
+    with gzip.open(path, "rt") as file:
+        assert file.readline() == "a\tb\tlabel\tsplit\n"
+    splits = load_splits(str(path))
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 16, "validation": 4}
+    assert splits["train"]["a"][0] == 'an "odd text 4'
+
+
+def test_a_file_without_splits_holds_out_a_tenth(tmp_path):
+    write(tmp_path / "pairs.csv")
+    first, again, other = (load_splits(str(tmp_path / "pairs.csv"), seed=seed) for seed in (0, 0, 1))
+    assert {name: len(rows) for name, rows in first.items()} == {"train": 18, "validation": 2}
+    assert first["validation"]["a"][:] == again["validation"]["a"][:] != other["validation"]["a"][:]
+    assert sorted([*first["train"]["a"], *first["validation"]["a"]]) == sorted(row["a"] for row in ROWS)
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(DataError, match="No file of a split"):
+        load_splits(str(tmp_path))
+    write(tmp_path / "test.csv")
+    with pytest.raises(DataError, match=r"has the splits \['test'\], but no 'train'"):
+        load_splits(str(tmp_path))
+    write(tmp_path / "all.csv", [{**row, "split": "held"} for row in ROWS])
+    with pytest.raises(DataError, match="Column 'split', row 0: 'held' is no split"):
+        load_splits(str(tmp_path / "all.csv"))
+
+
+def test_without_the_hub_one_line_names_the_ways_out(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConfigurationError, match=r"neither a file nor a folder, and the Hub can't be reached.*--dataset.*--demo"):
+        load_splits("nobody/has-this-set", "pair-class")

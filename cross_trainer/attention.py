@@ -244,32 +244,35 @@ def _allowed(length: int, settings: _Settings, device: torch.device) -> Tensor:
 class _DropoutAttention(torch.autograd.Function):
     """Attention by groups with dropout, which the CPU's fused attention doesn't have: the plain formula and its gradient.
 
-    Written out because of its many small operations: recorded one by one they would cost more than they compute.
+    Written out because of its many small operations: recorded one by one they would cost more than they compute. The factors
+    of the scores and of the kept weights are applied to flat tokens, once for all groups.
     """
 
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, groups: tuple[tuple[int, int], ...], settings: _Settings
     ) -> Tensor:
-        output = torch.empty_like(query)
+        query = query * settings.scaling
+        output = torch.empty_like(value)
         saved = []
         for group, span in _spans(groups):
             q, k, v = (_heads_first(x[span], group) for x in (query, key, value))
-            bias, beta = _bias(group[1], settings, query)
-            scores = torch.baddbmm(bias, q, k.transpose(1, 2), beta=beta, alpha=settings.scaling)
+            scores = torch.bmm(q, k.transpose(1, 2))
+            if settings.causal or group[1] > (settings.window or group[1]):
+                scores.masked_fill_(~_allowed(group[1], settings, query.device), float("-inf"))
             weights = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32))
             keep = _keep(weights, settings.dropout)
             _write(output[span], torch.bmm((weights * keep).to(v.dtype), v), group)
             saved += [weights, keep]
         ctx.save_for_backward(query, key, value, *saved)
         ctx.groups, ctx.settings = groups, settings
-        return output
+        return output.mul_(1.0 / (1.0 - settings.dropout))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *saved = ctx.saved_tensors
-        scaling, nothing = ctx.settings.scaling, query.new_zeros(())
+        gradient = gradient / (1.0 - ctx.settings.dropout)
         to_query, to_key, to_value = (torch.empty_like(x) for x in (query, key, value))
         for i, (group, span) in enumerate(_spans(ctx.groups)):
             q, k, v, g = (_heads_first(x[span], group) for x in (query, key, value, gradient))
@@ -277,9 +280,9 @@ class _DropoutAttention(torch.autograd.Function):
             _write(to_value[span], torch.bmm((weights * keep).to(g.dtype).transpose(1, 2), g), group)
             to_weights = torch.bmm(g, v.transpose(1, 2)) * keep
             to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype).to(q.dtype)  # noqa: SLF001
-            _write(to_query[span], torch.baddbmm(nothing, to_scores, k, beta=0, alpha=scaling), group)
-            _write(to_key[span], torch.baddbmm(nothing, to_scores.transpose(1, 2), q, beta=0, alpha=scaling), group)
-        return to_query, to_key, to_value, None, None
+            _write(to_query[span], torch.bmm(to_scores, k), group)
+            _write(to_key[span], torch.bmm(to_scores.transpose(1, 2), q), group)
+        return to_query.mul_(ctx.settings.scaling), to_key, to_value, None, None
 
 
 def _spans(groups: tuple[tuple[int, int], ...]) -> Iterator[tuple[tuple[int, int], slice]]:
@@ -300,23 +303,15 @@ def _write(target: Tensor, states: Tensor, group: tuple[int, int]) -> None:
     _ungroup(target, group).copy_(states.view(group[0], -1, *states.shape[1:]))
 
 
-def _bias(length: int, settings: _Settings, like: Tensor) -> tuple[Tensor, int]:
-    """What is added to the scores, and its factor: 0 where every token sees every other."""
-    if not settings.causal and length <= (settings.window or length):
-        return like.new_zeros(()), 0
-    forbidden = ~_allowed(length, settings, like.device)
-    return like.new_zeros(length, length).masked_fill_(forbidden, float("-inf")), 1
-
-
 def _keep(weights: Tensor, dropout: float) -> Tensor:
-    """Random factors in the shape of `weights`: 0 with probability `dropout`, else 1 / (1 - dropout).
+    """Zeros with probability `dropout`, else ones, in the shape of `weights`.
 
     Two 32-bit draws from each 64 random bits take a third of the time of `bernoulli_`, and are finer than its floats.
     """
     bits = torch.empty((weights.numel() + 1) // 2, dtype=torch.int64, device=weights.device).random_(-(2**63), None)
     threshold = min(round((1.0 - dropout) * 2**32) - 2**31, 2**31 - 1)
     kept = bits.view(torch.int32)[: weights.numel()].view(weights.shape) < threshold
-    return kept.to(weights.dtype).mul_(1.0 / (1.0 - dropout))
+    return kept.to(weights.dtype)
 
 
 # --- varlen and repad ---------------------------------------------------------------------------------------------------

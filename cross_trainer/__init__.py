@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cross_trainer.collator import PairCollator
     from cross_trainer.columns import Columns, InputExample
+    from cross_trainer.cross_encoder import CrossEncoder
     from cross_trainer.errors import (
         ConfigurationError,
         CrossTrainerError,
@@ -28,6 +29,16 @@ if TYPE_CHECKING:
         MSELoss,
         RankNetLoss,
     )
+    from cross_trainer.metrics import (
+        binary_metrics,
+        compare,
+        correlation_metrics,
+        from_evaluate,
+        multiclass_metrics,
+        multilabel_metrics,
+        ranking_metrics,
+    )
+    from cross_trainer.padding_free import enable_padding_free
     from cross_trainer.trainer import CrossEncoderTrainer
 
 __version__ = "0.1.0"
@@ -56,7 +67,18 @@ _MODULES = {
         "MarginMSELoss",
         "RankNetLoss",
     ],
+    "metrics": [
+        "binary_metrics",
+        "compare",
+        "correlation_metrics",
+        "from_evaluate",
+        "multiclass_metrics",
+        "multilabel_metrics",
+        "ranking_metrics",
+    ],
+    "padding_free": ["enable_padding_free"],
     "trainer": ["CrossEncoderTrainer"],
+    "cross_encoder": ["CrossEncoder"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -65,6 +87,7 @@ __all__ = [
     "BinaryCrossEntropyLoss",
     "Columns",
     "ConfigurationError",
+    "CrossEncoder",
     "CrossEncoderTrainer",
     "CrossEntropyLoss",
     "CrossTrainerError",
@@ -81,6 +104,14 @@ __all__ = [
     "PairCollator",
     "RankNetLoss",
     "UnsupportedModelError",
+    "binary_metrics",
+    "compare",
+    "correlation_metrics",
+    "enable_padding_free",
+    "from_evaluate",
+    "multiclass_metrics",
+    "multilabel_metrics",
+    "ranking_metrics",
 ]
 
 

@@ -83,6 +83,9 @@ def parse_arguments(
         kind: The recipe's dataclass of arguments.
         defaults: Defaults of `TrainingArguments` that differ from `TASK_DEFAULTS`.
         argv: Arguments; default: the process's.
+
+    Raises:
+        ConfigurationError: Arguments are unknown or contradict each other.
     """
     import torch
     from transformers import HfArgumentParser, TrainingArguments
@@ -98,7 +101,14 @@ def parse_arguments(
     )
     if demo:
         parser.set_defaults(model=demo_model())
-    arguments, training_arguments = parser.parse_args_into_dataclasses(args=list(argv))
+    try:
+        arguments, training_arguments, unknown = parser.parse_args_into_dataclasses(
+            list(argv), return_remaining_strings=True
+        )
+    except ValueError as error:  # arguments that contradict each other
+        raise ConfigurationError(str(error)) from error
+    if unknown:
+        raise ConfigurationError(f"Unknown arguments {' '.join(unknown)!r}. See --help.")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("cross_trainer").setLevel(
         logging.INFO if training_arguments.process_index == 0 else logging.ERROR

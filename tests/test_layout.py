@@ -29,6 +29,7 @@ ORDER = [
     "defaults",
     "sharding",
     "trainer",
+    "loading",
     "scoring",
     "cross_encoder",
     "recipe",

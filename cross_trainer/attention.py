@@ -159,9 +159,12 @@ def _repeat_heads(states: Tensor, heads: int) -> Tensor:
 
 
 def _choose(query: Tensor, layout: Layout, settings: _Settings) -> Kernel:
-    if layout.groups is None:
+    if (
+        layout.groups is None or torch.compiler.is_compiling()
+    ):  # a graph of the lengths would be compiled for every batch
         return "repad"
     if query.device.type == "cpu":
+        _log_choice("groups", "on the CPU one call for all sequences of a length measured fastest")
         return "groups"
     obstacle = _varlen_obstacle(query, settings)
     if obstacle is None:

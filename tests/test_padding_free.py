@@ -6,6 +6,7 @@ import copy
 import pickle
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -409,7 +410,7 @@ def test_autocast(family: str, dropout: float, dtype: torch.dtype) -> None:
         torch.testing.assert_close(free[1][key], gradient, rtol=0.2, atol=0.1 * gradient.abs().max().item() + 0.1)
 
 
-def test_distributed_data_parallel(tmp_path) -> None:
+def test_distributed_data_parallel(tmp_path: Path) -> None:
     model, batch = build("bert").train(), make_batch()
     expected = logits_and_gradients(model, batch)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
@@ -420,6 +421,28 @@ def test_distributed_data_parallel(tmp_path) -> None:
         torch.distributed.destroy_process_group()
     torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
     assert len(found[1]) == len(expected[1])
+
+
+def test_fully_sharded_data_parallel(tmp_path: Path) -> None:
+    fsdp = pytest.importorskip("torch.distributed.fsdp")
+    if not hasattr(fsdp, "fully_shard"):
+        pytest.skip("this torch has no fully_shard")
+    model, batch = build("bert").train(), make_batch()
+    expected = logits_and_gradients(model, batch)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        enable_padding_free(model)
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+        for layer in model.base_model.encoder.layer:
+            fsdp.fully_shard(layer, mesh=mesh)
+        fsdp.fully_shard(model, mesh=mesh)
+        logits, gradients = logits_and_gradients(model, batch)
+        found = {name: gradient.full_tensor() for name, gradient in gradients.items()}
+    finally:
+        torch.distributed.destroy_process_group()
+    torch.testing.assert_close(logits, expected[0], rtol=1e-5, atol=1e-5)
+    for name, gradient in expected[1].items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["bert", "qwen3"])

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation", "test": "test"}
+SPLITS = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
 HELD_OUT = 0.1  # share of a single file's rows that become its validation split
 
 
@@ -41,7 +48,9 @@ def load_splits(source: str, config: str | None = None, seed: int = 0) -> Datase
     else:
         splits = _load_from_hub(source, config)
     if "train" not in splits:
-        raise DataError(f"{source!r} has the splits {list(splits)}, but no 'train'. Name the file of training data train.csv, say.")
+        raise DataError(
+            f"{source!r} has the splits {list(splits)}, but no 'train'. Name the file of training data train.csv, say."
+        )
     if "validation" not in splits:
         splits = _hold_out(splits, seed)
     return splits
@@ -52,7 +61,9 @@ def _load_folder(folder: Path) -> DatasetDict:
 
     found = {SPLITS[_stem(path)]: path for path in sorted(folder.iterdir()) if _format(path) and _stem(path) in SPLITS}
     if not found:
-        raise DataError(f"No file of a split in {str(folder)!r}: expected train, validation and test as .csv, .tsv, .jsonl or .parquet.")
+        raise DataError(
+            f"No file of a split in {str(folder)!r}: expected train, validation and test as .csv, .tsv, .jsonl or .parquet."
+        )
     return DatasetDict({split: _read(path) for split, path in found.items()})
 
 

@@ -29,7 +29,8 @@ class Arguments(RecipeArguments):
         metadata={"help": "Hub id, folder or file (csv, tsv, jsonl, parquet) with train, validation and test."},
     )
     max_score: float | None = field(
-        default=None, metadata={"help": "The highest score, by which all are divided. Default: 5 where a score is above 1."}
+        default=None,
+        metadata={"help": "The highest score, by which all are divided. Default: 5 where a score is above 1."},
     )
     swap: bool = field(default=True, metadata={"help": "Train on the sentences in either order."})
 

@@ -2,7 +2,8 @@
 
     model = CrossEncoder("cross-encoder/ms-marco-MiniLM-L6-v2")           # a name, a folder, or a loaded model
     model.predict([("How many people live in Berlin?", "Berlin has 3.7 million inhabitants.")])      # array [P]
-    model.rank("How many people live in Berlin?", documents, top_k=10)    # [{"corpus_id", "score", "text"}, ...]
+    model.rank("How many people live in Berlin?", documents, top_k=10)    # [{"corpus_id", "score"}, ...]
+    model.fit(train_dataloader, evaluator=evaluator, epochs=4, output_path="output")                 # trains it further
 
 What the classifier's config says about its scores is kept: the activation is the one that sentence-transformers would apply. Nothing
 of a repository is ever run unless asked for. How pairs are batched is told in `scoring.py`.
@@ -17,7 +18,7 @@ import itertools
 import logging
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
@@ -52,6 +53,7 @@ from cross_trainer.scoring import (
 )
 
 if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -93,6 +95,7 @@ class CrossEncoder:
         tokenizer: Its tokenizer.
         max_length: Tokens of a pair, or None for no limit.
         activation_fn: From logits [P, C] to scores.
+        model_card_data: The newest value of each metric that an evaluator of sentence-transformers has reported, by key.
 
     Raises:
         ConfigurationError: Arguments contradict each other or the model; the message says how.
@@ -140,7 +143,9 @@ class CrossEncoder:
         self.model: PreTrainedModel = model if device is None else model.to(device)
         self.tokenizer = with_padding(tokenizer, model.config)
         self.max_length = choose_max_length(max_length, tokenizer, model.config)
+        self._activation_given = activation is not None
         self.activation_fn: Activation = saved_activation(model.config) if activation is None else activation
+        self.model_card_data = _ReportedMetrics()
         self.max_tokens = MAX_TOKENS.get(self.device.type, 4096) if max_tokens is None else max_tokens
         if self.max_tokens < 1:
             raise ConfigurationError(f"max_tokens={max_tokens}: expected at least 1.")
@@ -375,6 +380,68 @@ class CrossEncoder:
             )
         return activation
 
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        train_dataloader: DataLoader[Any],
+        evaluator: Callable[..., Any] | None = None,
+        epochs: float = 1,
+        loss_fct: Callable[..., Any] | None = None,
+        scheduler: str = "linear",
+        warmup_steps: float = 0.1,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW,
+        optimizer_params: Mapping[str, Any] | None = None,
+        weight_decay: float = 0.01,
+        evaluation_steps: int = 0,
+        output_path: str | Path | None = None,
+        save_best_model: bool = True,
+        max_grad_norm: float = 1.0,
+        use_amp: bool = False,
+        callback: Callable[[float, float, int], Any] | None = None,
+        show_progress_bar: bool | None = None,
+        seed: int = 42,
+    ) -> None:
+        """Train on the examples of a DataLoader, by `CrossEncoderTrainer`, which also takes data sets, metrics and checkpoints.
+
+        The loss follows from the labels: binary cross-entropy for one label in [0, 1], cross-entropy for classes. Afterwards the model in
+        memory is the last one, and `activation_fn` is what its loss makes of logits, unless one was given at construction.
+
+        Args:
+            train_dataloader: Over `InputExample(texts=[a, b], label=...)`, tuples or dicts. Its batch size, order and `drop_last`
+                count, its collation doesn't.
+            evaluator: Called as `evaluator(self, output_path=..., epoch=..., steps=...)` after every epoch. Returns a number, or a dict
+                in which its attribute `primary_metric` names one. Larger is better, unless it says `greater_is_better = False`.
+                Those of `sentence_transformers.cross_encoder.evaluation` fit.
+            epochs: How often to go over the examples.
+            loss_fct: A loss of `cross_trainer.losses`, or any callable `(outputs, labels, num_items_in_batch)`.
+            scheduler: A name of transformers ("linear", "cosine", ...) or of sentence-transformers ("WarmupLinear", ...).
+            warmup_steps: Steps until the learning rate is reached; below 1, their share of all steps.
+            optimizer_class: Its parameters are split into those with and without weight decay (biases and norms).
+            optimizer_params: Its keyword arguments; `{"lr": 2e-5}` by default.
+            weight_decay: As in AdamW.
+            evaluation_steps: Above 0, also evaluate after each so many steps.
+            output_path: Where to save: the best model by the evaluator, at once when it is found; the last one without an evaluator.
+                Default: nowhere.
+            save_best_model: False saves the last model, whatever an evaluator says.
+            max_grad_norm: Gradients are clipped to this norm.
+            use_amp: Mixed precision in bfloat16.
+            callback: Called as `callback(score, epoch, steps)` after each evaluation.
+            show_progress_bar: Default: on a terminal only.
+            seed: Of the order of rows and of dropout.
+
+        Raises:
+            DataError: An example can't be trained on; the message names the column, the row and the remedy.
+            ConfigurationError: The loader has no batch size or no length, or an argument can't be followed.
+        """
+        from cross_trainer.fitting import FitSettings, fit
+
+        settings = FitSettings(evaluator, epochs, loss_fct, scheduler, warmup_steps, optimizer_class, optimizer_params, weight_decay,
+                               evaluation_steps, output_path, save_best_model, max_grad_norm, use_amp, callback, show_progress_bar,
+                               seed)  # fmt: skip
+        self._untrained = False
+        fit(self, train_dataloader, settings, keep_activation=self._activation_given)
+
     # -- saving --------------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -417,6 +484,14 @@ class CrossEncoder:
                 repo_id=repo, folder_path=folder, revision=revision, commit_message=commit_message
             )
         return str(commit.commit_url)
+
+
+class _ReportedMetrics(dict[str, float]):
+    """What evaluators of sentence-transformers report their metrics to."""
+
+    def set_evaluation_metrics(self, _: Any, metrics: Mapping[str, float], *__: Any) -> None:
+        """Keep the newest value of each metric."""
+        self.update(metrics)
 
 
 # -- results -----------------------------------------------------------------------------------------------------------

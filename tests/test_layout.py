@@ -31,6 +31,7 @@ ORDER = [
     "trainer",
     "loading",
     "scoring",
+    "fitting",
     "cross_encoder",
     "recipe",
     "tables",

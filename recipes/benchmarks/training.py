@@ -1,0 +1,302 @@
+"""Training speed: this trainer, sentence-transformers' and plain `Trainer`, on the same model and the same batches.
+
+    python recipes/benchmarks/training.py pairs.csv --model <folder of a pretrained model>
+    python recipes/benchmarks/training.py pairs.csv --model <folder> --only ours --batch_size 512 --max_tokens 2048    # its memory
+
+The rounds of all contenders alternate in one process, because the speed of a shared machine drifts; figures are medians of steps. The
+share of the peak is the arithmetic that the real tokens need (6 operations a weight and token, attention besides), by the time of a
+step, against the matrix products of the model's own shapes measured in the same run. `--profile` says where a step's time goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from datasets import Dataset
+from torch.utils.data import SequentialSampler
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from cross_trainer import BinaryCrossEntropyLoss, CrossEncoderTrainer, PairCollator
+from cross_trainer.columns import Columns, resolve_columns, survey
+from cross_trainer.files import load_splits
+
+CONTENDERS = ("ours", "sentence-transformers", "Trainer", "Trainer, grouped by length")
+
+
+class Clock(TrainerCallback):
+    """The time of every step but the first two, which warm up, and every step's loss."""
+
+    def __init__(self) -> None:
+        self.steps: list[float] = []
+        self.losses: list[float] = []
+        self.started = 0.0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if self.started:
+            self.steps.append(now - self.started)  # with the next batch's collation
+        self.started = now
+
+    def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
+        if logs and "loss" in logs:
+            self.losses.append(logs["loss"])
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.steps[2:])
+
+
+class PeakMemory:
+    """The highest resident memory of this process (or the GPU's) while in the context, in MiB, above what it was before."""
+
+    def __enter__(self) -> PeakMemory:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        self.process = psutil.Process()
+        self.before = self.peak = self.process.memory_info().rss
+        self.running = True
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while self.running:
+            self.peak = max(self.peak, self.process.memory_info().rss)
+            time.sleep(0.005)
+
+    def __exit__(self, *_: object) -> None:
+        self.running = False
+        self.thread.join()
+        used = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else self.peak - self.before
+        self.mebibytes = used / 2**20
+
+
+def read(path: str, steps: int, batch_size: int) -> tuple[Dataset, Columns]:
+    """As many shuffled pairs as the steps take, labels scaled to [0, 1], texts named `a` and `b`."""
+    rows = load_splits(path)["train"].shuffle(seed=0)
+    columns = resolve_columns(rows)
+    highest = max(survey(rows, columns).maximum, 1.0)
+    rows = rows.select(index % len(rows) for index in range(steps * batch_size))
+    names = (columns.query, columns.documents[0], columns.label)
+    pairs = {new: rows[name][:] for new, name in zip(("a", "b", "label"), names, strict=True)}
+    pairs["label"] = [float(label) / highest for label in pairs["label"]]
+    return Dataset.from_dict(pairs), resolve_columns(Dataset.from_dict(pairs))
+
+
+def load(options: argparse.Namespace) -> Any:
+    """The model, with dropout as in the checkpoint or without."""
+    torch.manual_seed(0)
+    dropout = {} if options.dropout else {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return AutoModelForSequenceClassification.from_pretrained(
+        options.model, num_labels=1, dtype=torch.float32, **dropout
+    )
+
+
+def standard_arguments(options: argparse.Namespace, folder: str, **more: Any) -> dict[str, Any]:
+    """The same for every contender."""
+    return {
+        "output_dir": folder, "per_device_train_batch_size": options.batch_size, "max_steps": options.steps, "learning_rate": 2e-5,
+        "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 1, "bf16": options.bf16,
+        "dataloader_pin_memory": torch.cuda.is_available(), **more,
+    }  # fmt: skip
+
+
+def build(name: str, options: argparse.Namespace, rows: Dataset, folder: str, clock: Clock) -> Any:
+    """A contender's trainer."""
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    if name == "sentence-transformers":
+        return build_theirs(options, rows, folder, clock)
+    if name == "ours":
+        return CrossEncoderTrainer(
+            load(options),
+            TrainingArguments(**standard_arguments(options, folder, train_sampling_strategy="sequential")),
+            data_collator=PairCollator(tokenizer),
+            train_dataset=rows,
+            compute_loss_func=BinaryCrossEntropyLoss(),
+            callbacks=[clock],
+            max_tokens=options.max_tokens,
+        )
+    tokenized = rows.map(
+        lambda row: tokenizer(row["a"], row["b"], truncation=True), batched=True, remove_columns=["a", "b"]
+    )
+    tokenized = tokenized.map(lambda row: {"length": len(row["input_ids"])})
+    strategy = "group_by_length" if "grouped" in name else "sequential"
+    return Trainer(
+        load(options),
+        TrainingArguments(**standard_arguments(options, folder, train_sampling_strategy=strategy)),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        train_dataset=tokenized,
+        compute_loss_func=BinaryCrossEntropyLoss(),
+        callbacks=[clock],
+    )
+
+
+def build_theirs(options: argparse.Namespace, rows: Dataset, folder: str, clock: Clock) -> Any:
+    """sentence-transformers' trainer over the same rows in the same order."""
+    from sentence_transformers.base.sampler import DefaultBatchSampler
+    from sentence_transformers.cross_encoder import (
+        CrossEncoder,
+        CrossEncoderTrainer,
+        CrossEncoderTrainingArguments,
+        losses,
+    )
+
+    def in_order(dataset: Any, batch_size: int, drop_last: bool, **_: Any) -> DefaultBatchSampler:
+        return DefaultBatchSampler(SequentialSampler(dataset), batch_size=batch_size, drop_last=drop_last)
+
+    torch.manual_seed(0)
+    model = CrossEncoder(options.model, num_labels=1, config_kwargs={} if options.dropout else {
+        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})  # fmt: skip
+    return CrossEncoderTrainer(
+        model=model,
+        args=CrossEncoderTrainingArguments(**standard_arguments(options, folder, batch_sampler=in_order)),
+        train_dataset=rows,
+        loss=losses.BinaryCrossEntropyLoss(model),
+        callbacks=[clock],
+    )
+
+
+def shapes(model: Any) -> list[tuple[int, int]]:
+    """(inputs, outputs) of every linear map in the transformer's layers."""
+    layers = [
+        module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and ".layer" in name
+    ]
+    return [(layer.in_features, layer.out_features) for layer in layers]
+
+
+def peak(sizes: list[tuple[int, int]], tokens: int, dtype: torch.dtype) -> float:
+    """Operations a second of the matrix products of a step on `tokens` tokens, forward and backward."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    work = [
+        (torch.randn(tokens, i, device=device, dtype=dtype), torch.randn(i, o, device=device, dtype=dtype))
+        for i, o in sizes
+    ]
+    gradients = [torch.randn(tokens, o, device=device, dtype=dtype) for _, o in sizes]
+    times = []
+    for _ in range(7):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        for (inputs, weight), gradient in zip(work, gradients, strict=True):
+            torch.mm(inputs, weight)
+            torch.mm(gradient, weight.T)
+            torch.mm(inputs.T, gradient)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return 6 * tokens * sum(i * o for i, o in sizes) / statistics.median(times)
+
+
+def count_tokens(rows: Dataset, options: argparse.Namespace) -> tuple[float, float, float]:
+    """Real tokens and padding of an average batch, and the mean of squared lengths times the batch size, for attention."""
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    lengths = [len(ids) for ids in tokenizer(rows["a"][:], rows["b"][:], truncation=True)["input_ids"]]
+    batches = [lengths[start : start + options.batch_size] for start in range(0, len(lengths), options.batch_size)]
+    tokens = statistics.mean(map(sum, batches))
+    padded = statistics.mean(len(batch) * max(batch) for batch in batches)
+    return tokens, padded, statistics.mean(sum(length**2 for length in batch) for batch in batches)
+
+
+def run(name: str, options: argparse.Namespace, rows: Dataset) -> tuple[Clock, float]:
+    """One round of one contender: its clock and its peak memory."""
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build(name, options, rows, folder, clock)
+        with PeakMemory() as memory:
+            trainer.train()
+    return clock, memory.mebibytes
+
+
+def report(options: argparse.Namespace, rows: Dataset, results: dict[str, list[tuple[Clock, float]]]) -> None:
+    """Print the table."""
+    tokens, padded, squares = count_tokens(rows, options)
+    model = load(options)
+    sizes = shapes(model)
+    dtype = torch.bfloat16 if options.bf16 else torch.float32
+    best = peak(sizes, round(tokens), dtype)
+    attention = 12 * squares * model.config.hidden_size * model.config.num_hidden_layers
+    needed = 6 * tokens * sum(i * o for i, o in sizes) + attention
+    print(
+        f"\n{options.batch_size} pairs a batch, {tokens:.0f} real tokens, {1 - tokens / padded:.1%} of a padded batch is padding"
+    )
+    print(f"matrix products of these shapes: {best / 1e9:.0f} GFLOP/s; a step's arithmetic: {needed / 1e9:.1f} GFLOP\n")
+    print(
+        f"{'':<28}{'ms/step':>9}{'pairs/s':>9}{'tokens/s':>10}{'of peak':>9}{'MiB':>7}{'last loss':>11}{'ours is':>9}"
+    )
+    ours = statistics.median(clock.median for clock, _ in results["ours"])
+    for name, rounds in results.items():
+        step = statistics.median(clock.median for clock, _ in rounds)
+        memory = max(memory for _, memory in rounds)
+        loss = rounds[-1][0].losses[-1]
+        print(f"{name:<28}{step * 1e3:>9.0f}{options.batch_size / step:>9.0f}{tokens / step:>10.0f}{needed / step / best:>9.0%}"
+              f"{memory:>7.0f}{loss:>11.5f}{step / ours:>8.2f}x")  # fmt: skip
+    if not options.dropout and "Trainer" in results:
+        pairs = zip(results["ours"][0][0].losses, results["Trainer"][0][0].losses, strict=True)
+        print(f"\nlargest difference of a step's loss to the padded run: {max(abs(a - b) for a, b in pairs):.1e}")
+
+
+def profile(options: argparse.Namespace, rows: Dataset) -> None:
+    """Print where the time of this trainer's steps goes, by operator."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build("ours", options, rows, folder, Clock())
+        with torch.profiler.profile() as measured:
+            trainer.train()
+    events = measured.key_averages()
+    total = sum(event.self_cpu_time_total for event in events)
+    print("\nshare of time  operator")
+    for event in sorted(events, key=lambda event: -event.self_cpu_time_total)[:18]:
+        print(f"{event.self_cpu_time_total / total:>13.1%}  {event.key}")
+
+
+def main() -> None:
+    """Read the arguments, run the rounds, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="csv, tsv, jsonl or parquet file of pairs")
+    parser.add_argument("--model", required=True, help="name or folder of a pretrained model")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=20, help="steps of a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--max_tokens", type=int, help="token budget of this trainer")
+    parser.add_argument("--bf16", action="store_true", help="mixed precision")
+    parser.add_argument("--no_dropout", dest="dropout", action="store_false", help="compare the losses step by step")
+    parser.add_argument("--only", choices=CONTENDERS, help="one contender alone, for its memory")
+    parser.add_argument("--profile", action="store_true", help="where the time of this trainer's steps goes")
+    options = parser.parse_args()
+    if not Path(options.data).exists():
+        parser.error(f"{options.data} does not exist")
+    rows, _ = read(options.data, options.steps, options.batch_size)
+    if options.profile:
+        profile(options, rows)
+        return
+    names: tuple[str, ...] = CONTENDERS if options.only is None else (options.only,)
+    results: dict[str, list[tuple[Clock, float]]] = {name: [] for name in names}
+    for _ in range(options.rounds):
+        for name in names:
+            results[name].append(run(name, options, rows))
+            print(f"{name}: {results[name][-1][0].median * 1e3:.0f} ms a step, {results[name][-1][1]:.0f} MiB")
+    if "ours" in results:
+        report(options, rows, results)
+
+
+if __name__ == "__main__":
+    main()

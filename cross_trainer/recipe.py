@@ -158,11 +158,20 @@ def finish(trainer: CrossEncoderTrainer, splits: DatasetDict) -> None:
         for name in ("validation", "test")
         if name in splits
     }
-    trainer.save_model()
-    if trainer.is_world_process_zero():
+
+    def report() -> None:
         for name, metrics in results.items():
             _print_metrics(name, metrics)
         _print_scores(trainer, splits["validation"])
+
+    save_and_report(trainer, report)
+
+
+def save_and_report(trainer: CrossEncoderTrainer, report: Callable[[], None]) -> None:
+    """Save the model, let the main process print its report, and end the run."""
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        report()
         print(f"\nSaved in {trainer.args.output_dir}")  # noqa: T201
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
@@ -186,6 +195,7 @@ def _print_scores(trainer: CrossEncoderTrainer, rows: Any) -> None:
     from cross_trainer.cross_encoder import CrossEncoder
 
     columns = resolve_columns(rows, getattr(trainer.data_collator, "columns", None))
+    assert trainer.args.output_dir is not None  # TrainingArguments fill it in
     model = CrossEncoder(trainer.args.output_dir)
     shown = rows.select(range(min(3, len(rows))))
     pairs = []
@@ -193,7 +203,7 @@ def _print_scores(trainer: CrossEncoderTrainer, rows: Any) -> None:
         documents = row[columns.documents[0]]
         pairs.append((row[columns.query], documents[0] if isinstance(documents, list) else documents))
     print(f"\nScores of the saved model, read back from {trainer.args.output_dir}")  # noqa: T201
-    names = list(model.config.id2label.values()) if model.config.num_labels > 1 else ["score"]
+    names = list((model.config.id2label or {}).values()) if model.num_labels > 1 else ["score"]
     print("  " + "".join(f"{name:>15}" for name in names) + "  pair")  # noqa: T201
     for pair, scores in zip(pairs, model.predict(pairs).reshape(len(pairs), -1), strict=True):
         print("  " + "".join(f"{score:>15.4f}" for score in scores) + f"  {pair[0]} | {pair[1]}")  # noqa: T201

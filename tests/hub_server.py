@@ -1,0 +1,128 @@
+"""A Hub of our own on this machine: what huggingface_hub asks of one to make repositories, upload to them and read them."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REPOSITORY = r"(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)"
+
+
+class Hub:
+    """Repositories by kind and name, each a mapping from path to content, and the requests that came in."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.repositories: dict[tuple[str, str], dict[str, bytes]] = {}
+        self.created: list[dict[str, Any]] = []
+        self.commits: list[dict[str, Any]] = []
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def log_message(self, *_: Any) -> None:
+        """Keep the tests' output clean."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        if found := re.fullmatch(rf"/api/{REPOSITORY}(/revision/[^/]+)?", path):
+            self._describe(found["kind"], found["name"])
+        elif found := re.fullmatch(rf"/api/{REPOSITORY}/tree/[^/]+(/(?P<folder>.*))?", path):
+            files = self.hub.repositories.get((found["kind"], found["name"]), {})
+            inside = {name: data for name, data in files.items() if name.startswith(found["folder"] or "")}
+            self._json([_entry(name, data) for name, data in inside.items()])
+        elif found := re.fullmatch(r"/(?P<kind>datasets/)?(?P<name>[^/]+/[^/]+)/resolve/[^/]+/(?P<file>.+)", path):
+            self._file(found["kind"] or "models/", found["name"], found["file"])
+        else:
+            self._json({"error": f"no such page: {path}"}, 404)
+
+    def do_POST(self) -> None:
+        path, body = urlsplit(self.path).path, self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked.get('organization') or 'somebody'}/{asked['name']}"
+            self.hub.created.append({"id": name, "token": self.headers.get("Authorization"), **asked})
+            self.hub.repositories.setdefault(("models", name), {})
+            self._json({"url": f"{self.hub.url}/{name}"})
+        elif path == "/api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
+        elif found := re.fullmatch(rf"/api/{REPOSITORY}/preupload/.+", path):
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
+            self._json({"files": files})
+        elif found := re.fullmatch(rf"/api/{REPOSITORY}/commit/(?P<revision>.+)", path):
+            entries = [json.loads(line) for line in body.splitlines()]
+            self.hub.commits.append({"revision": found["revision"], **entries[0]["value"]})
+            for entry in entries[1:]:
+                content = base64.b64decode(entry["value"]["content"])
+                self.hub.repositories[found["kind"], found["name"]][entry["value"]["path"]] = content
+            self._json({"commitUrl": f"{self.hub.url}/{found['name']}/commit/{COMMIT}", "commitOid": COMMIT})
+        elif found := re.fullmatch(rf"/api/{REPOSITORY}/paths-info/.+", path):
+            files = self.hub.repositories.get((found["kind"], found["name"]), {})
+            asked = re.findall(r"paths=([^&]+)", unquote(body.decode())) or json.loads(body or b"{}").get("paths", [])
+            self._json([_entry(name, files[name]) for name in asked if name in files])
+        else:
+            self._json({"error": f"no such page: {path}"}, 404)
+
+    def _describe(self, kind: str, name: str) -> None:
+        files = self.hub.repositories.get((kind, name))
+        if files is None:
+            self._json({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
+            return
+        self._json({"id": name, "sha": COMMIT, "tags": [], "private": False, "gated": False, "disabled": False,
+                    "siblings": [{"rfilename": file} for file in files]})  # fmt: skip
+
+    def _file(self, kind: str, name: str, file: str) -> None:
+        data = self.hub.repositories.get((kind.strip("/"), name), {}).get(file)
+        if data is None:
+            self._json({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+            return
+        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        self._reply(200, data, "application/octet-stream", headers)
+
+    def _json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self._reply(status, json.dumps(value).encode(), "application/json", headers or {})
+
+    def _reply(self, status: int, data: bytes, content_type: str, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Type": content_type, "Content-Length": str(len(data)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+
+def _entry(name: str, data: bytes) -> dict[str, Any]:
+    return {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha256(data).hexdigest()[:40]}
+
+
+@contextlib.contextmanager
+def serve() -> Iterator[Hub]:
+    """A Hub that answers on a free port of this machine while the context lasts."""
+    handler = type("Handler", (_Handler,), {})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    handler.hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield handler.hub  # type: ignore[attr-defined]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

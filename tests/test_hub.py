@@ -1,0 +1,113 @@
+"""The Hub, played by a server on this machine: models go up and come back, data sets and models are trained on by their names."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SENTENCES, build_model, build_tokenizer
+from hub_server import COMMIT, serve
+
+from cross_trainer import CrossEncoder
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+PAIRS = [(SENTENCES[0], SENTENCES[1]), (SENTENCES[2], SENTENCES[3])]
+UPLOAD = """
+import json, sys
+from cross_trainer import CrossEncoder
+encoder = CrossEncoder(sys.argv[1], device="cpu")
+address = encoder.push_to_hub("somebody/pairs", private=True, token="hf_secret", revision="main", commit_message="First try")
+back = CrossEncoder("somebody/pairs", device="cpu")
+print(json.dumps({"address": address, "scores": back.predict(json.loads(sys.argv[2])).tolist(), "length": back.max_length}))
+"""
+
+
+@pytest.fixture
+def hub():
+    with serve() as running:
+        yield running
+
+
+def run(hub, folder, *command):
+    """Run Python with this Hub as the only one that it knows."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
+    environment |= {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(folder),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env=environment, check=False, timeout=300
+    )
+
+
+def put_model(hub, folder, name):
+    """A pretrained model without a head on the Hub."""
+    build_model().bert.save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    hub.repositories["models", name] = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_model_goes_up_in_one_commit_and_comes_back(hub, tmp_path):
+    model = build_model(sentence_transformers={"activation_fn": "torch.nn.modules.linear.Identity"})
+    encoder = CrossEncoder(model, tokenizer=build_tokenizer(), max_length=24)
+    encoder.save_pretrained(tmp_path / "model")
+    done = run(hub, tmp_path / "cache", "-c", UPLOAD, str(tmp_path / "model"), json.dumps(PAIRS))
+    assert done.returncode == 0, done.stderr[-3000:]
+    printed = json.loads(done.stdout.splitlines()[-1])
+    np.testing.assert_allclose(printed["scores"], encoder.predict(PAIRS), atol=1e-6)
+    assert printed["length"] == 24
+    assert printed["address"] == f"{hub.url}/somebody/pairs/commit/{COMMIT}"
+    (created,) = hub.created
+    assert (created["id"], created["token"]) == ("somebody/pairs", "Bearer hf_secret")
+    assert created.get("private") is True or created.get("visibility") == "private"
+    (commit,) = hub.commits
+    assert (commit["summary"], commit["revision"]) == ("First try", "main")
+    assert {"config.json", "model.safetensors", "tokenizer.json", "sentence_bert_config.json"} <= set(
+        hub.repositories["models", "somebody/pairs"]
+    )
+
+
+def test_a_recipe_trains_a_model_and_a_data_set_of_the_hub_and_pushes(hub, tmp_path):
+    put_model(hub, tmp_path / "model", "somebody/small")
+    text = io.StringIO()
+    rows = csv.writer(text)
+    rows.writerow(["question1", "question2", "label"])
+    rows.writerows(
+        (first, second, index % 2) for index, (first, second) in enumerate(zip(SENTENCES, SENTENCES[::-1], strict=True))
+    )
+    data = text.getvalue().encode()
+    hub.repositories["datasets", "somebody/questions"] = {"train.csv": data, "validation.csv": data}
+    done = run(
+        hub, tmp_path / "cache", str(RECIPES / "quora.py"), "--model", "somebody/small", "--dataset", "somebody/questions",
+        "--dataset_config", "default", "--output_dir", str(tmp_path / "output"), "--num_train_epochs", "1", "--use_cpu", "--report_to", "none",
+        "--push_to_hub", "--hub_model_id", "somebody/trained", "--hub_token", "hf_secret",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "average_precision" in done.stdout
+    uploaded = hub.repositories["models", "somebody/trained"]
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "sentence_bert_config.json"):
+        assert uploaded[name] == (tmp_path / "output" / name).read_bytes()
+    assert not [name for name in uploaded if "checkpoint" in name]
+
+
+def test_a_name_that_the_hub_doesnt_know(hub, tmp_path):
+    put_model(hub, tmp_path / "model", "somebody/small")
+    done = run(
+        hub, tmp_path / "cache", str(RECIPES / "quora.py"), "--model", "somebody/small", "--dataset", "nobody/nothing", "--output_dir",
+        str(tmp_path), "--use_cpu",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert [
+        line
+        for line in done.stderr.splitlines()
+        if line.startswith("error: 'nobody/nothing' is neither a file nor a folder")
+    ]

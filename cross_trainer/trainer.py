@@ -60,7 +60,7 @@ from cross_trainer.defaults import (
 from cross_trainer.errors import ConfigurationError, DataError, UnsupportedModelError
 from cross_trainer.losses import to_grid
 from cross_trainer.model_card import describe_scores, position_limit, save_tokenizer
-from cross_trainer.padding_free import enable_padding_free
+from cross_trainer.padding_free import enable_padding_free, unpad_indices
 from cross_trainer.sharding import FilledDataset, FilledStream, fill_batches
 from cross_trainer.token_budget import budgeted_forward, budgeted_step
 
@@ -408,6 +408,13 @@ class CrossEncoderTrainer(Trainer):
             no_sync=functools.partial(self.accelerator.no_sync, model=model),
             padded=not self._runs_padding_free,
         )
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        # A compiled model can't look for the real tokens by itself without leaving its graph.
+        if self.args.torch_compile and self._runs_padding_free and "attention_mask" in inputs:
+            inputs["unpad_idx"] = unpad_indices(inputs["attention_mask"])
+        return inputs
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, beside the training loss also `padding_fraction` of tokens and `truncated_fraction` of pairs since the last log."""

@@ -146,6 +146,21 @@ def test_padding_free_trains_to_the_same_weights(tmp_path):
     torch.testing.assert_close(made[0], made[1], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("max_tokens", [None, 100])
+def test_a_compiled_model_trains_to_the_same_weights(tmp_path, max_tokens):
+    made = []
+    for options in ({}, {"torch_compile": True, "torch_compile_backend": "eager"}):
+        torch.compiler.reset()
+        trainer = train(tmp_path, pairs(), trainer_options={"max_tokens": max_tokens}, optim="sgd", **options)
+        made.append(weights(trainer.accelerator.unwrap_model(trainer.model)))
+    torch.testing.assert_close(made[1], made[0], rtol=0, atol=1e-6)
+    batch = next(iter(trainer.get_train_dataloader()))
+    real = batch["attention_mask"].flatten().nonzero().flatten()
+    assert torch.equal(trainer._prepare_inputs(batch)["unpad_idx"], real)
+    trainer.padding_free = trainer._runs_padding_free = False
+    assert "unpad_idx" not in trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+
+
 @pytest.mark.parametrize("loss", [BinaryCrossEntropyLoss(), LambdaLoss()])
 def test_token_budget_trains_to_the_same_weights(tmp_path, loss):
     options = {"optim": "sgd", "per_device_train_batch_size": 7}

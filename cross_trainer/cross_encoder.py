@@ -195,7 +195,7 @@ class CrossEncoder:
         Args:
             pairs: Rows in any form, see `scoring.read_pairs`; or one pair.
             batch_size: Pairs that a batch has at most, whatever `max_tokens` allows. Default: no limit.
-            show_progress_bar: Show pairs per second and the time left. Default: where this module logs at INFO.
+            show_progress_bar: Show pairs per second and the time left. Default: on a terminal only.
             activation: From logits [P, C] in float32 to scores, instead of the model's own; "logits" for none.
             symmetric: Average the scores of (a, b) and (b, a).
             columns: The names of the two texts' columns, for dicts and data sets. Default: the first two columns of text.
@@ -528,8 +528,8 @@ def _progress(show: bool | None, total: int) -> Iterator[Callable[[int], Any]]:
     """A progress bar over pairs; gives the function to advance it."""
     from tqdm.auto import tqdm
 
-    show = logger.isEnabledFor(logging.INFO) if show is None else show
-    with tqdm(total=total, unit="pair", desc="Scoring", disable=not show) as bar:
+    # tqdm takes None for "on a terminal only".
+    with tqdm(total=total, unit="pair", desc="Scoring", disable=None if show is None else not show) as bar:
         yield bar.update
 
 

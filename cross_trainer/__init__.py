@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         MissingDependencyError,
         UnsupportedModelError,
     )
+    from cross_trainer.grouping import group_by_query
     from cross_trainer.losses import (
         ADRMSELoss,
         BinaryCrossEntropyLoss,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         multilabel_metrics,
         ranking_metrics,
     )
+    from cross_trainer.mining import MinedNegatives, MiningStatistics, mine_hard_negatives
     from cross_trainer.padding_free import enable_padding_free
     from cross_trainer.trainer import CrossEncoderTrainer
 
@@ -54,6 +56,7 @@ _MODULES = {
         "MissingDependencyError",
         "UnsupportedModelError",
     ],
+    "grouping": ["group_by_query"],
     "losses": [
         "ADRMSELoss",
         "BinaryCrossEntropyLoss",
@@ -76,6 +79,7 @@ _MODULES = {
         "multilabel_metrics",
         "ranking_metrics",
     ],
+    "mining": ["MinedNegatives", "MiningStatistics", "mine_hard_negatives"],
     "padding_free": ["enable_padding_free"],
     "trainer": ["CrossEncoderTrainer"],
     "cross_encoder": ["CrossEncoder"],
@@ -100,6 +104,8 @@ __all__ = [
     "ListNetLoss",
     "MSELoss",
     "MarginMSELoss",
+    "MinedNegatives",
+    "MiningStatistics",
     "MissingDependencyError",
     "PairCollator",
     "RankNetLoss",
@@ -109,6 +115,8 @@ __all__ = [
     "correlation_metrics",
     "enable_padding_free",
     "from_evaluate",
+    "group_by_query",
+    "mine_hard_negatives",
     "multiclass_metrics",
     "multilabel_metrics",
     "ranking_metrics",

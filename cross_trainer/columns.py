@@ -218,7 +218,7 @@ def survey(dataset: Rows, columns: Columns) -> Survey:
             documents, or -100, which marks entries to ignore. The message names the column, the row and the remedy.
     """
     found = Survey()
-    for start, batch in _batches(dataset, columns.names):
+    for start, batch in read_batches(dataset, columns.names):
         for name in (columns.query, *columns.documents) if columns.shape != "tokens" else ():
             found.empty_texts += _check_texts(
                 batch[name], name, start, listed=columns.shape == "list" and name != columns.query
@@ -252,7 +252,7 @@ def check_range(dataset: Rows, columns: Columns, found: Survey, low: float, high
     if found.minimum >= low and found.maximum <= high:
         return
     assert columns.label is not None
-    for start, batch in _batches(dataset, [columns.label]):
+    for start, batch in read_batches(dataset, [columns.label]):
         for offset, value in enumerate(batch[columns.label]):
             outside = [entry for entry in _flat(value) if not low <= entry <= high]
             if outside:
@@ -282,10 +282,10 @@ def check_classes(dataset: Rows, columns: Columns, found: Survey, num_labels: in
 def text_lengths(dataset: Rows, columns: Columns) -> list[int]:
     """Each row's length: tokens where it is tokenised, else characters over all its texts; for grouping by length."""
     if columns.shape == "tokens":
-        return [len(ids) for _, batch in _batches(dataset, [columns.query]) for ids in batch[columns.query]]
+        return [len(ids) for _, batch in read_batches(dataset, [columns.query]) for ids in batch[columns.query]]
     lengths: list[int] = []
     names = [columns.query, *columns.documents]
-    for _, batch in _batches(dataset, names):
+    for _, batch in read_batches(dataset, names):
         per_column = [
             [sum(map(len, value)) if isinstance(value, list) else len(value) for value in batch[name]] for name in names
         ]
@@ -384,7 +384,7 @@ def _iterate(dataset: Rows) -> Iterator[Row]:
     return iter(dataset)
 
 
-def _batches(dataset: Rows, names: list[str]) -> Iterator[tuple[int, Mapping[str, list[Any]]]]:
+def read_batches(dataset: Rows, names: list[str]) -> Iterator[tuple[int, Mapping[str, list[Any]]]]:
     """(index of the first row, {column: values}) of `BATCH_ROWS` rows at a time."""
     if hasattr(dataset, "select_columns") and hasattr(dataset, "with_format"):
         plain = dataset.with_format(None).select_columns(names)
@@ -413,7 +413,7 @@ def _transpose(rows: list[Mapping[str, Any]], names: list[str], start: int) -> d
 
 def _first_row_with(dataset: Rows, columns: Columns, name: str) -> int | None:
     assert columns.label is not None
-    for start, batch in _batches(dataset, [columns.label]):
+    for start, batch in read_batches(dataset, [columns.label]):
         if name in batch[columns.label]:
             return start + batch[columns.label].index(name)
     return None

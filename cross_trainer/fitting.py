@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -27,10 +27,9 @@ from cross_trainer.errors import ConfigurationError
 from cross_trainer.loading import saved_activation
 from cross_trainer.trainer import CrossEncoderTrainer
 
-if TYPE_CHECKING:
-    from cross_trainer.cross_encoder import CrossEncoder
-
 logger = logging.getLogger(__name__)
+
+CrossEncoder: TypeAlias = Any  # of `cross_encoder.py`, which imports this module
 
 SCHEDULERS = {
     "constantlr": "constant",

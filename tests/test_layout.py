@@ -14,6 +14,7 @@ ORDER = [
     "errors",
     "columns",
     "files",
+    "grouping",
     "collator",
     "losses",
     "trec",
@@ -34,6 +35,7 @@ ORDER = [
     "fitting",
     "cross_encoder",
     "recipe",
+    "ranking_recipe",
     "tables",
     "cli",
 ]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import gc
 import itertools
 import json
 import logging
@@ -496,6 +497,18 @@ class CrossEncoderTrainer(Trainer):
         assert self.max_tokens is not None
         logits = budgeted_forward(model, inputs, self.max_tokens, padded=not self._runs_padding_free)
         return SequenceClassifierOutput(logits=logits)
+
+    def end(self) -> None:
+        """Finish the trackers and leave the process group; nothing that speaks to other processes can follow.
+
+        The wrapper that synchronises gradients is released before: freed last, it would free the group with Python's lock held, for
+        which one of the group's own threads may be waiting.
+        """
+        self.model = self.model_wrapped = self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)
+        self.callback_handler.model = self.model
+        self.accelerator.free_memory()
+        gc.collect()
+        super().end()  # type: ignore[no-untyped-call]
 
     # -- saving --------------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,10 @@ def main(folder: Path) -> None:
     if trainer.is_world_process_zero():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.json").write_text(json.dumps(results))
+    wrapper = weakref.ref(trainer.model_wrapped)
+    assert isinstance(wrapper(), torch.nn.parallel.DistributedDataParallel)
     trainer.end()
+    assert wrapper() is None  # a wrapper that outlives its process group can block when it is freed
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from cross_trainer.errors import ConfigurationError, DataError
+from cross_trainer.errors import ConfigurationError, DataError, short
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def as_mapping(row: Row) -> Mapping[str, Any]:
         texts, label = (), []
     if len(texts) != 2 or len(label) > 1:
         raise DataError(
-            f"A row is {_short(row)}. Expected a dict, a tuple (a, b) or (a, b, label), or InputExample(texts=[a, b], "
+            f"A row is {short(row)}. Expected a dict, a tuple (a, b) or (a, b, label), or InputExample(texts=[a, b], "
             "label=...). For more texts in a row use dicts, whose keys name the columns."
         )
     return dict(zip(("text_1", "text_2", "label"), (*texts, *label), strict=False))
@@ -257,7 +257,7 @@ def check_range(dataset: Rows, columns: Columns, found: Survey, low: float, high
             outside = [entry for entry in _flat(value) if not low <= entry <= high]
             if outside:
                 raise DataError(
-                    f"Column {columns.label!r}, row {start + offset}: label {_short(outside[0])} is outside [{low:g}, {high:g}]; "
+                    f"Column {columns.label!r}, row {start + offset}: label {short(outside[0])} is outside [{low:g}, {high:g}]; "
                     f"the labels range from {found.minimum:g} to {found.maximum:g}. {remedy}"
                 )
 
@@ -428,11 +428,11 @@ def _check_texts(values: list[Any], name: str, start: int, *, listed: bool) -> i
     for offset, value in enumerate(values):
         if listed and (not _is_list(value) or not value):
             raise DataError(f"Column {name!r}, row {start + offset}: expected a list of documents with at least one, "
-                            f"found {_short(value)}. Filter such rows out.")  # fmt: skip
+                            f"found {short(value)}. Filter such rows out.")  # fmt: skip
         for text in value if listed else (value,):
             if not isinstance(text, str):
                 raise DataError(
-                    f"Column {name!r}, row {start + offset}: expected a text, found {_short(text)} ({type(text).__name__}). "
+                    f"Column {name!r}, row {start + offset}: expected a text, found {short(text)} ({type(text).__name__}). "
                     f"Filter such rows out, with dataset.filter(lambda row: row[{name!r}] is not None) for instance, "
                     "or turn them into strings."
                 )
@@ -456,7 +456,7 @@ def _check_labels(batch: Mapping[str, list[Any]], columns: Columns, start: int, 
             _check_list(label, documents, columns, row, found)
         _check_numbers(label, name, row, found)
         if found.kind not in {"none", kind}:
-            raise DataError(f"Column {name!r}, row {row}: label {_short(label)} is of another kind than those before it "
+            raise DataError(f"Column {name!r}, row {row}: label {short(label)} is of another kind than those before it "
                             f"({found.kind}). Make all labels numbers, class names or lists.")  # fmt: skip
         if kind == "multi":
             _check_width(label, name, row, found)
@@ -468,7 +468,7 @@ def _check_numbers(label: Any, name: str, row: int, found: Survey) -> None:
         if isinstance(entry, str):
             continue
         if entry is None or not isinstance(entry, int | float):
-            raise DataError(f"Column {name!r}, row {row}: expected a label, found {_short(entry)}. Filter such rows out, "
+            raise DataError(f"Column {name!r}, row {row}: expected a label, found {short(entry)}. Filter such rows out, "
                             f"with dataset.filter(lambda row: row[{name!r}] is not None) for instance.")  # fmt: skip
         if not math.isfinite(entry):
             raise DataError(
@@ -489,7 +489,7 @@ def _check_list(label: Any, documents: Sequence[str], columns: Columns, row: int
         if columns.shape == "tuple" and len(documents) == 2:  # a margin between positive and negative
             return
         raise DataError(f"Column {columns.label!r}, row {row}: expected a list of {len(documents)} labels, one a document, "
-                        f"found {_short(label)}.")  # fmt: skip
+                        f"found {short(label)}.")  # fmt: skip
     if len(label) != len(documents):
         raise DataError(f"Column {columns.label!r}, row {row}: {len(label)} labels for {len(documents)} documents. "
                         "Give each document one label.")  # fmt: skip
@@ -521,8 +521,3 @@ def _unknown_class(name: str | None, row: int | None, value: str, known: Mapping
         return (f"{where}: label {value!r} is a class name, and no ids of classes are known. Let CrossEncoderTrainer resolve "
                 "them, or give PairCollator(columns=Columns(..., label2id={name: id, ...})).")  # fmt: skip
     return f"{where}: class {value!r} is unknown to the model, whose classes are {list(known)}. Mend the label or load the model with it."
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -3,6 +3,14 @@
 Every message names what was found, where, and what to do about it.
 """
 
+from __future__ import annotations
+
+
+def short(value: object) -> str:
+    """A value as a message shows it: its `repr`, of 60 characters at most."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
 
 class CrossTrainerError(Exception):
     """Parent of every error that this package raises on purpose."""

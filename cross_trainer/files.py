@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from cross_trainer.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    from datasets import Dataset, DatasetDict
 
 logger = logging.getLogger(__name__)
 
-FORMATS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+LOADERS = {"csv": "csv", "tsv": "csv", "jsonl": "json", "parquet": "parquet"}  # of the package datasets
 SPLITS = {
     "train": "train",
     "validation": "validation",
@@ -40,13 +41,7 @@ def load_splits(source: str, config: str | None = None, seed: int = 0) -> Datase
         ConfigurationError: There is no such file or folder and the Hub can't be reached or doesn't know it.
         DataError: No file or split of training data is found.
     """
-    path = Path(source)
-    if path.is_dir():
-        splits = _load_folder(path)
-    elif path.is_file():
-        splits = _load_file(path, seed)
-    else:
-        splits = _load_from_hub(source, config)
+    splits = _load(source, config)
     if "train" not in splits:
         raise DataError(
             f"{source!r} has the splits {list(splits)}, but no 'train'. Name the file of training data train.csv, say."
@@ -56,10 +51,41 @@ def load_splits(source: str, config: str | None = None, seed: int = 0) -> Datase
     return splits
 
 
+def load_split(source: str, split: str, config: str | None = None) -> Dataset:
+    """Load one split of a data set; of a file without a column `split` all rows.
+
+    Args:
+        source: As for `load_splits`; no other split has to be there.
+        split: Its name, or one of those that `SPLITS` takes for it.
+        config: The configuration of a data set on the Hub.
+
+    Raises:
+        ConfigurationError: There is no such file or folder and the Hub can't be reached or doesn't know it.
+        DataError: There is no such split; the message names those that are there.
+    """
+    path = Path(source)
+    if path.is_file() and "split" not in (rows := _read(path)).column_names:
+        return rows
+    splits = _load(source, config)
+    name = split if split in splits else SPLITS.get(split, split)
+    if name not in splits:
+        raise DataError(f"{source!r} has the splits {list(splits)}, but no {split!r}. Name one of those with --split.")
+    return splits[name]
+
+
+def _load(source: str, config: str | None) -> DatasetDict:
+    path = Path(source)
+    if path.is_dir():
+        return _load_folder(path)
+    return _load_file(path) if path.is_file() else _load_from_hub(source, config)
+
+
 def _load_folder(folder: Path) -> DatasetDict:
     from datasets import DatasetDict
 
-    found = {SPLITS[_stem(path)]: path for path in sorted(folder.iterdir()) if _format(path) and _stem(path) in SPLITS}
+    found = {
+        SPLITS[_stem(path)]: path for path in sorted(folder.iterdir()) if table_format(path) and _stem(path) in SPLITS
+    }
     if not found:
         raise DataError(
             f"No file of a split in {str(folder)!r}: expected train, validation and test as .csv, .tsv, .jsonl or .parquet."
@@ -67,12 +93,12 @@ def _load_folder(folder: Path) -> DatasetDict:
     return DatasetDict({split: _read(path) for split, path in found.items()})
 
 
-def _load_file(path: Path, seed: int) -> DatasetDict:
+def _load_file(path: Path) -> DatasetDict:
     from datasets import DatasetDict
 
     rows = _read(path)
     if "split" not in rows.column_names:
-        return _hold_out(DatasetDict({"train": rows}), seed)
+        return DatasetDict({"train": rows})
     splits: dict[str, list[int]] = {}
     for index, name in enumerate(rows["split"]):
         if name not in SPLITS:
@@ -91,7 +117,7 @@ def _load_from_hub(name: str, config: str | None) -> DatasetDict:
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise ConfigurationError(
             f"{name!r} is neither a file nor a folder, and the Hub can't be reached or doesn't have it ({type(error).__name__}). "
-            "Give --dataset a folder or a file, or use --demo."
+            "Name a folder or a file; the recipes also have --demo, which needs neither."
         ) from error
     return loaded
 
@@ -108,16 +134,22 @@ def _hold_out(splits: DatasetDict, seed: int) -> DatasetDict:
 def _read(path: Path) -> Any:
     from datasets import load_dataset
 
+    name = table_format(path)
+    if name is None:
+        raise DataError(
+            f"{path} is no table: expected a name that ends in {', '.join(FORMATS)}, or one of these and .gz."
+        )
     options: dict[str, Any] = {}
-    if _format(path) == "csv":
+    if LOADERS[name] == "csv":
         # A text like "NA" or "null" is a text.
         options = {"keep_default_na": False}
-        if ".tsv" in path.suffixes:
-            options.update(sep="\t", quoting=csv.QUOTE_NONE)
-    return load_dataset(_format(path), data_files=str(path), split="train", **options)
+    if name == "tsv":
+        options.update(sep="\t", quoting=csv.QUOTE_NONE)
+    return load_dataset(LOADERS[name], data_files=str(path), split="train", **options)
 
 
-def _format(path: Path) -> str | None:
+def table_format(path: Path) -> str | None:
+    """What a file holds by its name, with or without `.gz`: "csv", "tsv", "jsonl" or "parquet"; None for other names."""
     suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
     return FORMATS.get(suffixes[-1].lower()) if suffixes else None
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cross_trainer.columns import resolve_columns
@@ -33,6 +37,8 @@ TASK_DEFAULTS: dict[str, Any] = {
     "load_best_model_at_end": True,
     "logging_steps": 50,
 }
+NO_QUALITY = {"runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch"}
+"""Of what an evaluation returns."""
 # A single pass over synthetic pairs, for a machine without a GPU.
 DEMO_DEFAULTS: dict[str, Any] = {"num_train_epochs": 1, "learning_rate": 5e-5, "logging_steps": 25}
 
@@ -57,32 +63,45 @@ class RecipeArguments:
     )
 
     def columns(self) -> tuple[str, ...] | None:
-        """The columns asked for, as PairCollator takes them.
-
-        Raises:
-            ConfigurationError: Only one text column is named, or a label without the texts.
-        """
-        if self.text_columns is None:
-            if self.label_column is not None:
-                raise ConfigurationError("--label_column needs --text_columns beside it: name both texts.")
-            return None
-        if len(self.text_columns) != 2:
-            raise ConfigurationError(f"--text_columns names {len(self.text_columns)} columns. Name the two texts.")
-        return (*self.text_columns, self.label_column) if self.label_column else tuple(self.text_columns)
+        """The columns asked for, as PairCollator takes them."""
+        return name_columns(self.text_columns, self.label_column)
 
 
 Arguments = TypeVar("Arguments", bound=RecipeArguments)
 
 
+def name_columns(texts: Sequence[str] | None, label: str | None) -> tuple[str, ...] | None:
+    """The columns asked for, as PairCollator takes them.
+
+    Raises:
+        ConfigurationError: Only one text column is named, or a label without the texts.
+    """
+    if texts is None:
+        if label is not None:
+            raise ConfigurationError("--label-column needs --text-columns beside it: name both texts.")
+        return None
+    if len(texts) != 2:
+        raise ConfigurationError(f"--text-columns names {len(texts)} columns. Name the two texts.")
+    return (*texts, label) if label else tuple(texts)
+
+
 def parse_arguments(
-    kind: type[Arguments], defaults: dict[str, Any], argv: Sequence[str] | None = None
+    kind: type[Arguments],
+    defaults: dict[str, Any],
+    argv: Sequence[str] | None = None,
+    demo_defaults: dict[str, Any] | None = None,
+    **parser_options: Any,
 ) -> tuple[Arguments, TrainingArguments]:
     """Read a recipe's arguments and all `TrainingArguments` from the command line.
+
+    `--resume_from_checkpoint true` stands for the last checkpoint, and `false` for none.
 
     Args:
         kind: The recipe's dataclass of arguments.
         defaults: Defaults of `TrainingArguments` that differ from `TASK_DEFAULTS`.
         argv: Arguments; default: the process's.
+        demo_defaults: Defaults with `--demo` that differ from `DEMO_DEFAULTS`.
+        parser_options: How the help looks, as for `argparse.ArgumentParser`.
 
     Raises:
         ConfigurationError: Arguments are unknown or contradict each other.
@@ -92,8 +111,8 @@ def parse_arguments(
 
     argv = sys.argv[1:] if argv is None else argv
     kinds: Any = [kind, TrainingArguments]
-    parser = HfArgumentParser(kinds)
-    demo = DEMO_DEFAULTS if "--demo" in argv else {}
+    parser = HfArgumentParser(kinds, **parser_options)
+    demo = {**DEMO_DEFAULTS, **(demo_defaults or {})} if "--demo" in argv else {}
     parser.set_defaults(
         disable_tqdm=not sys.stderr.isatty(),
         dataloader_pin_memory=torch.accelerator.is_available(),
@@ -109,11 +128,50 @@ def parse_arguments(
         raise ConfigurationError(str(error)) from error
     if unknown:
         raise ConfigurationError(f"Unknown arguments {' '.join(unknown)!r}. See --help.")
+    resume: Any = training_arguments.resume_from_checkpoint
+    training_arguments.resume_from_checkpoint = {"true": True, "false": None}.get(str(resume).lower(), resume)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("cross_trainer").setLevel(
         logging.INFO if training_arguments.process_index == 0 else logging.ERROR
     )
     return arguments, training_arguments
+
+
+def read_config(path: str | Path, kind: type[RecipeArguments]) -> list[str]:
+    """Arguments from a YAML file, as a command line that flags may follow and override.
+
+    Scalars are read as they are written, so that `eval_strategy: no` is no boolean and `learning_rate: 2e-5` a number. Keys without a
+    value (`null`) keep their default.
+
+    Args:
+        path: One level of `name: value`, where a value may be a list; mappings are for the arguments that take JSON.
+        kind: The dataclass of arguments, beside all `TrainingArguments`.
+
+    Raises:
+        ConfigurationError: The file is no such YAML, or an argument is unknown; the message names it.
+    """
+    import yaml
+    from transformers import TrainingArguments
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        written, values = yaml.load(text, yaml.BaseLoader), yaml.safe_load(text)  # noqa: S506  # BaseLoader makes only strings
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{path}: expected lines of `name: value`, found {str(values)[:60]!r}.")
+    known = [entry.name for group in (kind, TrainingArguments) for entry in dataclasses.fields(group) if entry.init]
+    argv: list[str] = []
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            hint = f" Is {near[0]!r} meant?" if near else " See --help."
+            raise ConfigurationError(f"{path}: unknown argument {name!r}.{hint}")
+        if isinstance(value, list):
+            argv += [f"--{name}", *written[name]]
+        elif value is not None:
+            argv.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else written[name]}")
+    return argv
 
 
 def demo_model() -> str:
@@ -146,8 +204,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"--model {name!r} is no folder of a model, and the Hub can't be reached or doesn't have it. Give --model a folder, "
-            "or use --demo."
+            f"--model {name!r} is no folder of a model, and the Hub can't be reached or doesn't have it. Give --model a folder; "
+            "the recipes also have --demo."
         ) from error
 
 
@@ -174,19 +232,14 @@ def save_and_report(trainer: CrossEncoderTrainer, report: Callable[[], None]) ->
         report()
         print(f"\nSaved in {trainer.args.output_dir}")  # noqa: T201
     trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    trainer.end()
 
 
 def _print_metrics(split: str, metrics: dict[str, float]) -> None:
     print(f"\n{split}")  # noqa: T201
     for key, value in metrics.items():
         name = key.removeprefix(f"{split}_")
-        if isinstance(value, float) and name not in {
-            "runtime",
-            "samples_per_second",
-            "steps_per_second",
-            "model_preparation_time",
-        }:
+        if isinstance(value, float) and name not in NO_QUALITY:
             print(f"  {name:<24} {value:.4f}")  # noqa: T201
 
 

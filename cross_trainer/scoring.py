@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cross_trainer.columns import resolve_columns
-from cross_trainer.errors import ConfigurationError, DataError
+from cross_trainer.errors import ConfigurationError, DataError, short
 from cross_trainer.loading import Activation
 from cross_trainer.token_budget import cut
 
@@ -75,7 +75,7 @@ def read_pairs(rows: Any, columns: Sequence[str] | None = None) -> Iterator[Pair
         yield from _from_columns(rows, columns)
         return
     if isinstance(rows, str) or not isinstance(rows, Iterable):
-        raise DataError(f"Expected pairs of texts, found {_short(rows)}. Give rows such as [(a, b), ...].")
+        raise DataError(f"Expected pairs of texts, found {short(rows)}. Give rows such as [(a, b), ...].")
     names = columns
     for index, row in enumerate(rows):
         if isinstance(row, Mapping):
@@ -124,19 +124,14 @@ def _check_pair(row: Any, index: int) -> Pair:
     texts = row.tolist() if isinstance(row, np.ndarray) else row
     if isinstance(texts, str) or not isinstance(texts, Sequence) or len(texts) != 2:
         count = "" if isinstance(texts, str) or not isinstance(texts, Sequence) else f" with {len(texts)} entries"
-        raise DataError(f"Row {index}: expected two texts, found {_short(texts)} ({type(row).__name__}{count}). "
+        raise DataError(f"Row {index}: expected two texts, found {short(texts)} ({type(row).__name__}{count}). "
                         "Give each row as (first text, second text).")  # fmt: skip
     first, second = texts
     if isinstance(first, str) and isinstance(second, str):
         return first, second
     number, text = (2, second) if isinstance(first, str) else (1, first)
-    raise DataError(f"Row {index}: text {number} is {_short(text)} ({type(text).__name__}), expected a string. "
+    raise DataError(f"Row {index}: text {number} is {short(text)} ({type(text).__name__}), expected a string. "
                     "Filter such rows out, or give an empty string.")  # fmt: skip
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def unique_pairs(pairs: Sequence[Pair]) -> tuple[list[Pair], NDArray[np.int64]]:

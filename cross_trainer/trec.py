@@ -35,19 +35,23 @@ def write_run(path: str | PathLike[str], run: Mapping[str, Mapping[str, float]],
     Raises:
         DataError: An id or the tag is empty or holds whitespace, or a score isn't finite.
     """
-    _check_id(tag, "the tag")
-    lines = []
-    for query, scores in run.items():
-        _check_id(query, "a query")
-        for document, score in scores.items():
-            _check_id(document, f"a document of query {query!r}")
-            if not math.isfinite(score):
-                raise DataError(
-                    f"document {document!r} of query {query!r} has the score {score}; a run needs finite ones"
-                )
-        ranked = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
-        lines += [f"{query} Q0 {doc} {rank} {float(score)!r} {tag}\n" for rank, (doc, score) in enumerate(ranked, 1)]
-    _write(path, lines)
+    check_id(tag, "the tag")
+    _write(path, [line for query, scores in run.items() for line in run_lines(query, scores, tag)])
+
+
+def run_lines(query: str, scores: Mapping[str, float], tag: str = "cross_trainer") -> list[str]:
+    """One query's lines of a run, as `write_run` writes them, for runs that are larger than memory.
+
+    Raises:
+        DataError: An id is empty or holds whitespace, or a score isn't finite.
+    """
+    check_id(query, "a query")
+    for document, score in scores.items():
+        check_id(document, f"a document of query {query!r}")
+        if not math.isfinite(score):
+            raise DataError(f"document {document!r} of query {query!r} has the score {score}; a run needs finite ones")
+    ranked = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+    return [f"{query} Q0 {doc} {rank} {float(score)!r} {tag}\n" for rank, (doc, score) in enumerate(ranked, 1)]
 
 
 def read_run(path: str | PathLike[str]) -> dict[str, dict[str, float]]:
@@ -65,7 +69,7 @@ def read_run(path: str | PathLike[str]) -> dict[str, dict[str, float]]:
             value = math.nan
         if not math.isfinite(value):
             raise DataError(f"{where}: the score {score!r} is no finite number; a line reads `{_RUN_LINE}`")
-        _add(run, query, document, value, where)
+        add_document(run, query, document, value, where)
     return run
 
 
@@ -81,9 +85,9 @@ def write_qrels(path: str | PathLike[str], qrels: Mapping[str, Mapping[str, floa
     """
     lines = []
     for query, grades in qrels.items():
-        _check_id(query, "a query")
+        check_id(query, "a query")
         for document, grade in grades.items():
-            _check_id(document, f"a document of query {query!r}")
+            check_id(document, f"a document of query {query!r}")
             if not math.isfinite(grade) or grade != int(grade):
                 raise DataError(
                     f"document {document!r} of query {query!r} has the grade {grade}; qrels hold whole numbers: "
@@ -106,12 +110,16 @@ def read_qrels(path: str | PathLike[str]) -> dict[str, dict[str, int]]:
             value = int(grade)
         except ValueError:
             raise DataError(f"{where}: the grade {grade!r} is no whole number; a line reads `{_QRELS_LINE}`") from None
-        _add(qrels, query, document, value, where)
+        add_document(qrels, query, document, value, where)
     return qrels
 
 
-def _check_id(text: object, what: str) -> None:
-    """Refuse what would not come back as one field: the format separates by whitespace and knows no quotes."""
+def check_id(text: object, what: str) -> None:
+    """Refuse what would not come back as one field: the format separates by whitespace and knows no quotes.
+
+    Raises:
+        DataError: It is empty or holds whitespace.
+    """
     if not isinstance(text, str) or text.split() != [text]:
         raise DataError(
             f"{what} has the id {text!r}; an id is a string of at least one character and without whitespace: "
@@ -139,7 +147,12 @@ def _fields(path: str | PathLike[str], form: str) -> Iterator[tuple[str, list[st
                 yield where, fields
 
 
-def _add(table: dict[str, dict[str, _T]], query: str, document: str, value: _T, where: str) -> None:
+def add_document(table: dict[str, dict[str, _T]], query: str, document: str, value: _T, where: str) -> None:
+    """Put a value into a table of query id to document id.
+
+    Raises:
+        DataError: The query has the document already; `where` is the place for the message.
+    """
     documents = table.setdefault(query, {})
     if document in documents:
         raise DataError(

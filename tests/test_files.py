@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gzip
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
 
 from cross_trainer.errors import ConfigurationError, DataError
-from cross_trainer.files import load_splits
+from cross_trainer.files import load_split, load_splits, table_format
 
 ROWS = [{"a": f"text {index}", "b": "null" if index % 2 else "", "label": index % 2} for index in range(20)]
 
@@ -20,7 +21,8 @@ def write(path, rows=ROWS):
     elif ".tsv" in path.name:
         lines = ["\t".join(map(str, row.values())) for row in rows]
         text = "\n".join(["\t".join(rows[0]), *lines]) + "\n"
-        (gzip.open(path, "wt") if path.suffix == ".gz" else path.open("w")).write(text)
+        with gzip.open(path, "wt") if path.suffix == ".gz" else path.open("w") as file:
+            file.write(text)
     elif ".parquet" in path.name:
         dataset.to_parquet(path)
     else:
@@ -39,7 +41,9 @@ def test_a_folder_has_one_file_a_split(tmp_path, suffix):
 
 
 def test_a_file_goes_by_its_split_column(tmp_path):
-    quoted = [{**row, "a": f'an "odd {row["a"]}', "split": "dev" if index < 4 else "train"} for index, row in enumerate(ROWS)]
+    quoted = [
+        {**row, "a": f'an "odd {row["a"]}', "split": "dev" if index < 4 else "train"} for index, row in enumerate(ROWS)
+    ]
     path = tmp_path / "all.tsv.gz"
     write(path, quoted)
     with gzip.open(path, "rt") as file:
@@ -57,6 +61,37 @@ def test_a_file_without_splits_holds_out_a_tenth(tmp_path):
     assert sorted([*first["train"]["a"], *first["validation"]["a"]]) == sorted(row["a"] for row in ROWS)
 
 
+def test_one_split_needs_no_other(tmp_path):
+    (tmp_path / "folder").mkdir()
+    write(tmp_path / "folder" / "test.csv")
+    assert load_split(str(tmp_path / "folder"), "test").to_list() == ROWS
+    write(tmp_path / "pairs.jsonl")
+    for split in ("validation", "anything"):
+        assert load_split(str(tmp_path / "pairs.jsonl"), split).to_list() == ROWS
+    write(tmp_path / "all.csv", [{**row, "split": "dev" if index < 4 else "train"} for index, row in enumerate(ROWS)])
+    for split in ("validation", "dev"):
+        assert load_split(str(tmp_path / "all.csv"), split).to_list() == ROWS[:4]
+    with pytest.raises(DataError, match=r"has the splits \['validation', 'train'\], but no 'test'.*--split"):
+        load_split(str(tmp_path / "all.csv"), "test")
+    with pytest.raises(DataError, match=r"is no table: expected a name that ends in \.csv"):
+        load_split(str(Path(__file__)), "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.b.CSV", "csv"),
+        ("a.tsv.gz", "tsv"),
+        ("a.json", "jsonl"),
+        ("a.parquet", "parquet"),
+        ("a.txt", None),
+        ("csv", None),
+    ],
+)
+def test_formats_go_by_the_name(name, expected):
+    assert table_format(Path(name)) == expected
+
+
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(DataError, match="No file of a split"):
         load_splits(str(tmp_path))
@@ -69,6 +104,8 @@ def test_what_is_missing_is_named(tmp_path):
 
 
 def test_without_the_hub_one_line_names_the_ways_out(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ConfigurationError, match=r"neither a file nor a folder, and the Hub can't be reached.*--dataset.*--demo"):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ConfigurationError, match=r"neither a file nor a folder, and the Hub can't be reached.*folder or a file.*--demo"
+    ):
         load_splits("nobody/has-this-set", "pair-class")

@@ -37,6 +37,10 @@ ORDER = [
     "recipe",
     "ranking_recipe",
     "tables",
+    "partial",
+    "score_file",
+    "rank_files",
+    "general_recipe",
     "cli",
 ]
 

@@ -7,12 +7,10 @@ measured on them says nothing about real data.
     similarity_pairs()     sentence1, sentence2, score from 0 to 5
     duplicate_questions()  sentence1, sentence2, label: different, duplicate
     entailment_pairs()     premise, hypothesis, label: entailment, neutral, contradiction
-    search_queries()       query, documents, labels: lists of different lengths, graded 0, 1, 2
-    search_collection()    (query, positive) pairs and a corpus to mine negatives from
 
 Each has the splits `train`, `validation` and `test`. The held-out splits speak of things, people, actions and topics that never
 occur in training, partly in other constructions, so they can't be solved by memory. Nor by counting shared words: texts that
-mean the same are worded anew, and texts that don't are a small edit away from each other.
+mean the same are worded anew, and texts that don't are a small edit away from each other. `demo_search` holds queries and documents.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from demo_words import (
     ABOUT_SKILLS,
     ABOUT_THINGS,
@@ -31,24 +29,21 @@ from demo_words import (
     CONTEXTS,
     COUNTS,
     DOMAINS,
-    FACTS,
     FORMS,
     FRAMES,
     MEETINGS,
     MOODS,
-    NAMES,
     SKILLS,
     THINGS,
-    TOPICS,
 )
 
 SIZES = {"train": 2400, "validation": 400, "test": 400}
-_SEEDS = {"train": 11, "validation": 22, "test": 33}
+SEEDS = {"train": 11, "validation": 22, "test": 33}
 T = TypeVar("T")
 Words = tuple[str, ...]  # ways to say one thing
 
 
-class _Dice:
+class Dice:
     """Random choices made from `random()` alone: the one method whose sequence Python promises to keep."""
 
     def __init__(self, seed: int) -> None:
@@ -193,7 +188,7 @@ def _say(scene: _Scene, style: _Style) -> str:
 class _World:
     """One domain and one split's words: scenes are drawn from it, and edited into scenes with another meaning."""
 
-    def __init__(self, split: str, dice: _Dice) -> None:
+    def __init__(self, split: str, dice: Dice) -> None:
         self.split, self.dice = split, dice
         self.domains = _domains(split)
         self.meetings, self.moods = _list(MEETINGS[split]), _list(MOODS[split])
@@ -288,7 +283,7 @@ _PENALTIES = (
 def similarity_pairs() -> DatasetDict:
     """Sentence pairs with a similarity from 0 to 5: `sentence1`, `sentence2`, `score`. Synthetic; see the module."""
     features = Features({"sentence1": Value("string"), "sentence2": Value("string"), "score": Value("float64")})
-    return _splits(lambda split: _similarity_rows(_World(split, _Dice(_SEEDS[split]))), features)
+    return make_splits(lambda split: _similarity_rows(_World(split, Dice(SEEDS[split]))), features)
 
 
 def _similarity_rows(world: _World) -> list[dict[str, Any]]:
@@ -351,7 +346,7 @@ def entailment_pairs() -> DatasetDict:
     """Premises and hypotheses: `premise`, `hypothesis`, `label` (entailment, neutral, contradiction). Synthetic; see the module."""
     label = ClassLabel(names=list(_INFERENCES))
     features = Features({"premise": Value("string"), "hypothesis": Value("string"), "label": label})
-    return _splits(lambda split: _entailment_rows(_World(split, _Dice(_SEEDS[split] + 1))), features)
+    return make_splits(lambda split: _entailment_rows(_World(split, Dice(SEEDS[split] + 1))), features)
 
 
 def _entailment_rows(world: _World) -> list[dict[str, Any]]:
@@ -411,10 +406,10 @@ def duplicate_questions() -> DatasetDict:
     """Pairs of questions: `sentence1`, `sentence2`, `label` (different, duplicate; 40 % are duplicates). Synthetic; see the module."""
     label = ClassLabel(names=["different", "duplicate"])
     features = Features({"sentence1": Value("string"), "sentence2": Value("string"), "label": label})
-    return _splits(lambda split: _question_rows(split, _Dice(_SEEDS[split] + 2)), features)
+    return make_splits(lambda split: _question_rows(split, Dice(SEEDS[split] + 2)), features)
 
 
-def _question_rows(split: str, dice: _Dice) -> list[dict[str, Any]]:
+def _question_rows(split: str, dice: Dice) -> list[dict[str, Any]]:
     skills, things = (
         (_intents(ABOUT_SKILLS, split), _list(SKILLS[split]), 1),
         (_intents(ABOUT_THINGS, split), _list(THINGS[split]), 1),
@@ -446,7 +441,7 @@ def _question_rows(split: str, dice: _Dice) -> list[dict[str, Any]]:
 
 
 def _different(
-    asked: _Question, intents: int, topics: Sequence[Words], contexts: Sequence[Words], dice: _Dice
+    asked: _Question, intents: int, topics: Sequence[Words], contexts: Sequence[Words], dice: Dice
 ) -> _Question:
     """A question that sounds much like the one asked, with another answer."""
     kinds = [
@@ -468,115 +463,6 @@ def _different(
     return replace(asked, context=dice.other(contexts, asked.context))
 
 
-# ---- search -----------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Document:
-    """A text on one place: what it `answers` and, perhaps, what else it `touches` without answering it (indices of topics)."""
-
-    text: str
-    place: str
-    answers: int | None = None
-    touches: int | None = None
-
-    def grade(self, place: str, topic: int) -> int:
-        """2: holds the answer; 1: is about the matter; 0: is not."""
-        if self.place != place:
-            return 0
-        return 2 if self.answers == topic else int(self.touches == topic)
-
-
-def _topics(split: str) -> list[tuple[Words, Words, str]]:
-    """Questions, answers and a vague text on each topic; the held-out splits also ask what never comes up in training."""
-    common, held_out = TOPICS.strip().split("## held out\n")
-    lines = common.strip().splitlines() if split == "train" else (common + held_out).strip().splitlines()
-    topics = []
-    for line in lines:
-        questions, answers, vague = (tuple(text.strip() for text in part.split("|")) for part in line.split("##"))
-        topics.append((questions, answers, vague[0]))
-    return topics
-
-
-def _documents(split: str, dice: _Dice) -> dict[str, list[_Document]]:
-    """All that is written about each place. Texts on the same matter of the same place agree on the facts."""
-    heads, tails, kinds = NAMES[split]
-    places = dice.shuffled(
-        [f"{head}{tail} {kind}" for head in heads.split() for tail in tails.split() for kind in kinds.split(", ")]
-    )
-    return {place: _about(place, _topics(split), dice) for place in places[: 120 if split == "train" else 30]}
-
-
-def _about(place: str, topics: Sequence[tuple[Words, Words, str]], dice: _Dice) -> list[_Document]:
-    documents = []
-    for topic, (_, answers, vague) in enumerate(topics):
-        facts = {name: dice.pick(values.split(", ")) for name, values in FACTS.items()}
-        for answer in dice.shuffled(answers)[: dice.pick((1, 2, 2, 3))]:
-            text, touches = _sentence(answer, place, facts), None
-            if dice.chance(0.3):  # passages wander off to other matters
-                touches = dice.other(range(len(topics)), topic)
-                aside = _sentence(topics[touches][2], place, facts)
-                text = f"{aside} {text}" if dice.chance(0.5) else f"{text} {aside}"
-            documents.append(_Document(text, place, topic, touches))
-        if dice.chance(0.6):
-            documents.append(_Document(_sentence(vague, place, facts), place, None, topic))
-    return documents
-
-
-def _sentence(template: str, place: str, facts: dict[str, str]) -> str:
-    text = template.format(e=f"the {place}", **facts)
-    return text[0].upper() + text[1:]
-
-
-def _search_rows(split: str, dice: _Dice) -> list[dict[str, Any]]:
-    """For each place some questions, each with texts that answer it and texts on its other matters and on other places."""
-    written = _documents(split, dice)
-    elsewhere = [document for documents in written.values() for document in documents]
-    rows = []
-    for place, documents in written.items():
-        topics = _topics(split)
-        for topic in dice.shuffled(range(len(topics)))[:4]:
-            answers = [document for document in documents if document.grade(place, topic) == 2]
-            near = [document for document in documents if document.grade(place, topic) == 1]
-            far = [document for document in documents if document.grade(place, topic) == 0]
-            same = [document for document in elsewhere if document.place != place and document.answers == topic]
-            chosen = dice.shuffled(answers)[: dice.pick((1, 1, 2))] + near[: dice.pick((0, 1))]
-            chosen += dice.shuffled(far)[: dice.pick((2, 3, 4))] + [
-                dice.pick(same) for _ in range(dice.pick((0, 1, 2)))
-            ]
-            chosen = dice.shuffled(list(dict.fromkeys(chosen)))
-            query = dice.pick(topics[topic][0]).format(e=f"the {place}")
-            labels = [document.grade(place, topic) for document in chosen]
-            rows.append({"query": query, "documents": [document.text for document in chosen], "labels": labels})
-    return rows
-
-
-def search_queries() -> DatasetDict:
-    """Queries with their candidates: `query`, `documents`, `labels`. Synthetic; see the module.
-
-    A row's lists are equally long, those of different rows are not. 2: the document holds the answer; 1: it speaks about the
-    matter only; 0: it is about something else, or about the same matter somewhere else.
-    """
-    features = Features({"query": Value("string"), "documents": List(Value("string")), "labels": List(Value("int64"))})
-    return _splits(lambda split: _search_rows(split, _Dice(_SEEDS[split] + 3)), features)
-
-
-def search_collection() -> tuple[Dataset, list[str]]:
-    """What negatives are mined from: (`query`, `positive`) pairs and a corpus of distinct documents. Synthetic; see the module.
-
-    The queries are those of `search_queries()["train"]`, each with every document of its row that answers it. The corpus holds
-    these, unlabelled answers to the same queries, as real collections do, and thousands of other documents.
-    """
-    pairs = [
-        {"query": row["query"], "positive": document}
-        for row in _search_rows("train", _Dice(_SEEDS["train"] + 3))
-        for document, label in zip(row["documents"], row["labels"], strict=True)
-        if label == 2
-    ]
-    written = _documents("train", _Dice(_SEEDS["train"] + 3))  # the same dice: the same texts
-    corpus = list(dict.fromkeys(document.text for documents in written.values() for document in documents))
-    return Dataset.from_list(pairs), corpus
-
-
-def _splits(rows: Callable[[str], list[dict[str, Any]]], features: Features) -> DatasetDict:
+def make_splits(rows: Callable[[str], list[dict[str, Any]]], features: Features) -> DatasetDict:
+    """All splits, with the rows that `rows(split)` makes for each."""
     return DatasetDict({split: Dataset.from_list(rows(split), features=features) for split in SIZES})

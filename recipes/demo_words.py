@@ -1,5 +1,5 @@
 # ruff: noqa: E501  (a table reads best with a line for each meaning)
-"""The words and templates that `demo_data` puts its synthetic texts together from, all written for it.
+"""The words and templates that `demo_data` and `demo_search` put their synthetic texts together from, all written for them.
 
 `|` stands between several ways to say one thing, `,` or a new line between things, `/` between the forms of a verb. Where a table
 has splits, `validation` and `test` hold what must not occur in training.

@@ -24,9 +24,7 @@ SETS = {
     "similarity_pairs": demo_data.similarity_pairs(),
     "duplicate_questions": demo_data.duplicate_questions(),
     "entailment_pairs": demo_data.entailment_pairs(),
-    "search_queries": demo_data.search_queries(),
 }
-PAIRS = {name: SETS[name] for name in ("similarity_pairs", "duplicate_questions", "entailment_pairs")}
 
 
 def words(text: str) -> list[str]:
@@ -44,29 +42,29 @@ def pairs(dataset) -> list[tuple]:
 
 FINGERPRINT = """
 import hashlib, json, demo_data as demo
-sets = [demo.similarity_pairs(), demo.duplicate_questions(), demo.entailment_pairs(), demo.search_queries()]
+sets = [demo.similarity_pairs(), demo.duplicate_questions(), demo.entailment_pairs()]
 rows = [list(rows) for dataset in sets for rows in dataset.values()]
-print(hashlib.sha256(json.dumps([rows, demo.search_collection()[1]]).encode()).hexdigest())
+print(hashlib.sha256(json.dumps(rows).encode()).hexdigest())
 """
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", SETS)
 def test_enough_pairs_in_three_splits(name):
-    assert set(PAIRS[name]) == set(SPLITS)
-    assert len(PAIRS[name]["train"]) >= 2000
-    assert min(len(PAIRS[name]["validation"]), len(PAIRS[name]["test"])) >= 300
+    assert set(SETS[name]) == set(SPLITS)
+    assert len(SETS[name]["train"]) >= 2000
+    assert min(len(SETS[name]["validation"]), len(SETS[name]["test"])) >= 300
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", SETS)
 def test_no_pair_occurs_twice_in_either_order(name):
-    found = [tuple(sorted(row[:2])) for split in SPLITS for row in pairs(PAIRS[name][split])]
+    found = [tuple(sorted(row[:2])) for split in SPLITS for row in pairs(SETS[name][split])]
     assert len(set(found)) == len(found)
     assert all(first != second for first, second in found)
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", SETS)
 def test_texts_are_clean_sentences_of_different_lengths(name):
-    texts = [text for split in SPLITS for row in pairs(PAIRS[name][split]) for text in row[:2]]
+    texts = [text for split in SPLITS for row in pairs(SETS[name][split]) for text in row[:2]]
     assert all(re.fullmatch(r"[A-Z0-9][^{}|/;#_]*[.?]", text) for text in texts)
     assert not any(re.search(r"\ba [aeio]|\ban [^aeiou]|  |\bpersons\b", text) for text in texts)
     lengths = [len(words(text)) for text in texts]
@@ -90,31 +88,6 @@ def test_labels_are_balanced_and_named():
     assert np.bincount(inferences["label"]) == pytest.approx(np.full(3, 800), abs=5)
 
 
-def test_search_rows_are_ragged_and_graded():
-    for split in SPLITS:
-        rows = list(SETS["search_queries"][split])
-        assert all(len(row["documents"]) == len(row["labels"]) == len(set(row["documents"])) for row in rows)
-        assert all(2 in row["labels"] and 0 in row["labels"] for row in rows)
-        assert {label for row in rows for label in row["labels"]} == {0, 1, 2}
-        assert len({len(row["labels"]) for row in rows}) >= 4
-        assert len({row["query"] for row in rows}) == len(rows) >= 100
-    assert sum(len(row["labels"]) for row in SETS["search_queries"]["train"]) >= 2000
-
-
-def test_the_collection_holds_every_positive_and_answers_nobody_labelled():
-    dataset, corpus = demo_data.search_collection()
-    assert dataset.column_names == ["query", "positive"]
-    assert len(set(corpus)) == len(corpus) >= 2000
-    assert set(dataset["positive"]) <= set(corpus)
-    train = {row["query"]: row for row in SETS["search_queries"]["train"]}
-    assert {(row["query"], row["positive"]) for row in dataset} == {
-        (query, text)
-        for query, row in train.items()
-        for text, label in zip(row["documents"], row["labels"], strict=True)
-        if label == 2
-    }
-
-
 def test_held_out_splits_speak_of_other_things():
     lines = demo_words.DOMAINS.strip().splitlines()
     scenes = {split: [entry for i, line in enumerate(lines) if lines[i - i % 2].startswith(split + ";")
@@ -128,7 +101,7 @@ def test_held_out_splits_speak_of_other_things():
         demo_words.CONTEXTS,
         scenes,
     )
-    rows = [row for dataset in PAIRS.values() for row in pairs(dataset["train"])]
+    rows = [row for dataset in SETS.values() for row in pairs(dataset["train"])]
     trained = " ".join(f" {' '.join(words(text))} " for row in rows for text in row[:2])
     for table in tables:
         for split in ("validation", "test"):
@@ -136,16 +109,6 @@ def test_held_out_splits_speak_of_other_things():
             assert entries
             known = [entry for entry in entries if f" {' '.join(words(entry))} " in trained]
             assert not known
-
-
-def test_held_out_queries_ask_about_other_places():
-    names = {split: {row["query"] for row in SETS["search_queries"][split]} for split in SPLITS}
-    kinds = {split: demo_words.NAMES[split][2].split(", ") for split in SPLITS}
-    for split in SPLITS:
-        assert all(any(kind in query for kind in kinds[split]) for query in names[split])
-        assert not any(
-            kind in query for other in SPLITS if other != split for kind in kinds[other] for query in names[split]
-        )
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -188,7 +151,6 @@ def test_every_process_sees_the_same_rows(capsys):
 
 
 def test_it_says_that_it_is_synthetic():
-    functions = (demo_data.similarity_pairs, demo_data.duplicate_questions, demo_data.entailment_pairs,
-                 demo_data.search_queries, demo_data.search_collection)  # fmt: skip
+    functions = (demo_data.similarity_pairs, demo_data.duplicate_questions, demo_data.entailment_pairs)
     assert all("ynthetic" in function.__doc__ for function in functions)
     assert "ynthetic" in demo_data.__doc__

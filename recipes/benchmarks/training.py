@@ -3,7 +3,8 @@
     python recipes/benchmarks/training.py pairs.csv --model <folder of a pretrained model>
     python recipes/benchmarks/training.py pairs.csv --model <folder> --only ours --batch_size 512 --max_tokens 2048    # its memory
 
-The rounds of all contenders alternate in one process, because the speed of a shared machine drifts; figures are medians of steps. The
+The rounds of all contenders alternate in one process, because the speed of a shared machine drifts; after a round of two steps each that
+warms up, figures are medians of the rounds, each over all of its steps, as batches grouped by length differ in size. The
 share of the peak is the arithmetic that the real tokens need (6 operations a weight and token, attention besides), by the time of a
 step, against the matrix products of the model's own shapes measured in the same run. `--profile` says where a step's time goes.
 """
@@ -40,28 +41,30 @@ CONTENDERS = ("ours", "sentence-transformers", "Trainer", "Trainer, grouped by l
 
 
 class Clock(TrainerCallback):
-    """The time of every step but the first two, which warm up, and every step's loss."""
+    """The time of a training, from its first step to its end, and every step's loss."""
 
     def __init__(self) -> None:
-        self.steps: list[float] = []
         self.losses: list[float] = []
-        self.started = 0.0
+        self.started = self.ended = 0.0
+        self.steps = 0
 
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.started = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        now = time.perf_counter()
-        if self.started:
-            self.steps.append(now - self.started)  # with the next batch's collation
-        self.started = now
+        self.ended = time.perf_counter()
+        self.steps += 1
 
     def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
         if logs and "loss" in logs:
             self.losses.append(logs["loss"])
 
     @property
-    def median(self) -> float:
-        return statistics.median(self.steps[2:])
+    def step(self) -> float:
+        """Seconds of an average step, with its batch's collation."""
+        return (self.ended - self.started) / self.steps
 
 
 class PeakMemory:
@@ -243,9 +246,9 @@ def report(options: argparse.Namespace, rows: Dataset, results: dict[str, list[t
     print(
         f"{'':<28}{'ms/step':>9}{'pairs/s':>9}{'tokens/s':>10}{'of peak':>9}{'MiB':>7}{'last loss':>11}{'ours is':>9}"
     )
-    ours = statistics.median(clock.median for clock, _ in results["ours"])
+    ours = statistics.median(clock.step for clock, _ in results["ours"])
     for name, rounds in results.items():
-        step = statistics.median(clock.median for clock, _ in rounds)
+        step = statistics.median(clock.step for clock, _ in rounds)
         memory = max(memory for _, memory in rounds)
         loss = rounds[-1][0].losses[-1]
         print(f"{name:<28}{step * 1e3:>9.0f}{options.batch_size / step:>9.0f}{tokens / step:>10.0f}{needed / step / best:>9.0%}"
@@ -290,10 +293,13 @@ def main() -> None:
         return
     names: tuple[str, ...] = CONTENDERS if options.only is None else (options.only,)
     results: dict[str, list[tuple[Clock, float]]] = {name: [] for name in names}
+    warm_up = argparse.Namespace(**{**vars(options), "steps": 2})
+    for name in names:
+        run(name, warm_up, rows)
     for _ in range(options.rounds):
         for name in names:
             results[name].append(run(name, options, rows))
-            print(f"{name}: {results[name][-1][0].median * 1e3:.0f} ms a step, {results[name][-1][1]:.0f} MiB")
+            print(f"{name}: {results[name][-1][0].step * 1e3:.0f} ms a step, {results[name][-1][1]:.0f} MiB")
     if "ours" in results:
         report(options, rows, results)
 

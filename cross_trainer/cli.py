@@ -35,7 +35,7 @@ from cross_trainer.recipe import name_columns, parse_arguments, read_config
 from cross_trainer.score_file import WINDOW, load_model, score_file
 from cross_trainer.tables import Format, check_output, open_writer, replacing
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("cross_trainer.cli")  # also where this is the process's main module
 
 HOW_TO_GO_ON = {
     "score": "Run the same command again: it goes on with the first window of pairs that isn't scored.",

@@ -283,7 +283,7 @@ def _read(
     dataset: Rows, columns: Columns | Sequence[str] | None, settings: _Settings
 ) -> tuple[pa.Schema, list[_Query], list[str]]:
     """The columns of the result, the queries that have a positive, and all distinct documents."""
-    resolved, found, groups = read_groups(dataset, columns, _normalized)
+    resolved, found, groups = read_groups(dataset, columns, normalized)
     if resolved.class_names is not None and len(resolved.class_names) > 2:
         raise DataError(f"Column {resolved.label!r} holds the classes {list(resolved.class_names)}: which one marks a positive isn't "
                         "known. Map them to 0 and 1 first, or name another column.")  # fmt: skip
@@ -292,7 +292,7 @@ def _read(
     for group in groups:
         positives = {key: text for key, (text, label) in group.documents.items() if label > 0}
         if positives:
-            own = frozenset({*positives, _normalized(group.query)})
+            own = frozenset({*positives, normalized(group.query)})
             queries.append(_Query(group.query, list(positives.values()), own))
         for key, (text, _) in group.documents.items():
             documents.setdefault(key, text)
@@ -302,7 +302,8 @@ def _read(
     return _schema(resolved.query, resolved.documents[0], settings), queries, list(documents.values())
 
 
-def _normalized(text: str) -> str:
+def normalized(text: str) -> str:
+    """What equal texts have in common: lower case, one space between words."""
     return " ".join(text.lower().split())
 
 
@@ -411,7 +412,7 @@ def _window(query: _Query, candidates: list[str], settings: _Settings, counts: C
     seen: set[str] = set()
     kept = []
     for text in candidates:
-        key = _normalized(text)
+        key = normalized(text)
         if key in query.excluded:
             counts["positives"] += 1
         elif key in seen:

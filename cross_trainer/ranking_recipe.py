@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainingArguments
 
     from cross_trainer.cross_encoder import CrossEncoder
-    from cross_trainer.mining import MinedNegatives, Scorer
+    from cross_trainer.mining import Scorer
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ def mine(
     margin: float | None = None,
     as_tuples: bool = False,
     seed: int = 0,
-) -> MinedNegatives:
+) -> Dataset:
     """Give each query mined negatives in the place of its own.
 
     Args:
@@ -212,9 +212,9 @@ def mine(
         seed: For drawing.
 
     Returns:
-        Lists, positives first with the grades that they had, or tuples; and what was looked at.
+        Lists, positives first with the grades that they had, or tuples.
     """
-    from cross_trainer.mining import MinedNegatives, mine_hard_negatives
+    from cross_trainer.mining import mine_hard_negatives, normalized
 
     query = lists.column_names[0]
     judged = [
@@ -234,13 +234,18 @@ def mine(
         seed=seed,
     )
     rows = mined.dataset.rename_column(mined.dataset.column_names[0], query)
-    if not as_tuples:
-        grades = {(text, document): label for text, document, label in judged if label > 0}
-        rows = rows.map(
-            lambda row: {LABELS: [grades.get((row[query], document), 0) for document in row[DOCUMENTS]]},
-            desc="Grading",
-        )
-    return MinedNegatives(rows, mined.statistics)
+    if as_tuples:
+        return rows
+    grades: dict[tuple[str, str], float] = {}
+    for text, document, label in judged:
+        key = normalized(text), normalized(document)
+        grades[key] = max(label, grades.get(key, 0))
+
+    def grade(row: dict[str, Any]) -> dict[str, Any]:
+        name = normalized(row[query])
+        return {LABELS: [grades.get((name, normalized(document)), 0) for document in row[DOCUMENTS]]}
+
+    return rows.map(grade, desc="Grading")
 
 
 # -- models and batches ------------------------------------------------------------------------------------------------

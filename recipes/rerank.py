@@ -132,7 +132,7 @@ def mined(arguments: Arguments, lists: Dataset, training_arguments: TrainingArgu
     if arguments.mine_scorer is not None:
         encoder = load_cross_encoder(arguments.mine_scorer, "--mine_scorer", training_arguments.device)
         scorer = functools.partial(encoder.predict, distributed=True, show_progress_bar=False)
-    result = mine(
+    return mine(
         lists,
         arguments.mine,
         corpus=None if arguments.corpus is None else read_corpus(arguments.corpus),
@@ -142,9 +142,6 @@ def mined(arguments: Arguments, lists: Dataset, training_arguments: TrainingArgu
         as_tuples=arguments.in_batch_negatives > 0,
         seed=training_arguments.seed,
     )
-    if training_arguments.process_index == 0:
-        print(result.statistics)
-    return result.dataset
 
 
 def held_out_lists(arguments: Arguments, split: str, rows: Dataset, seed: int) -> HeldOut:
@@ -152,7 +149,7 @@ def held_out_lists(arguments: Arguments, split: str, rows: Dataset, seed: int) -
     columns = arguments.columns_in(rows)
     lists = as_lists(rows, columns)
     if columns.shape == "pair" and columns.label is None:
-        lists = mine(lists, arguments.candidates, seed=seed).dataset
+        lists = mine(lists, arguments.candidates, seed=seed)
     return HeldOut.of(split, lists, all_queries=arguments.all_queries)
 
 

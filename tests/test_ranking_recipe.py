@@ -138,16 +138,25 @@ QUERIES = lists_of(
 
 def test_mined_negatives_take_the_place_of_others_and_grades_stay():
     mined = mine(QUERIES, 1)
-    assert [dict(zip(row["documents"], row["labels"], strict=True)) for row in mined.dataset] == [
+    assert [dict(zip(row["documents"], row["labels"], strict=True)) for row in mined] == [
         {"best way to learn cooking": 2, "a person is cooking": 1, "learn to cook in the park": 0},
         {"the dog runs in the park": 1, "learn to cook in the park": 0},
     ]
-    assert mined.statistics.taken == 2
+
+
+def test_queries_that_mining_takes_for_one_keep_their_grades():
+    first, second = QUERIES[0], QUERIES[1]
+    shouted = {**second, "query": first["query"].upper(), "documents": [text.upper() for text in second["documents"]]}
+    (row,) = mine(Dataset.from_list([first, shouted]), 1)
+    grades = dict(zip(row["documents"], row["labels"], strict=True))
+    for judged in (first, shouted):
+        for document, label in zip(judged["documents"], judged["labels"], strict=True):
+            assert not label or grades[document] == label
 
 
 def test_random_negatives_differ_in_nothing_else():
     mined, drawn, again, other = (
-        mine(QUERIES, 2, retriever=retriever, seed=seed).dataset
+        mine(QUERIES, 2, retriever=retriever, seed=seed)
         for retriever, seed in (("bm25", 0), ("random", 0), ("random", 0), ("random", 3))
     )
     assert drawn.column_names == mined.column_names
@@ -177,13 +186,13 @@ def test_negatives_come_from_a_corpus_and_pass_a_scorer():
     scorer = lambda pairs: [scores.get(document, 1.0) for _, document in pairs]  # noqa: E731
     bad = [
         [text for text in row["documents"] if text in scores]
-        for row in mine(QUERIES, 2, corpus=corpus, scorer=scorer, margin=0.3).dataset
+        for row in mine(QUERIES, 2, corpus=corpus, scorer=scorer, margin=0.3)
     ]
     assert bad == [["cooking three", "cooking two"], ["park"]]
 
 
 def test_tuples_for_in_batch_negatives():
-    rows = mine(QUERIES, 1, as_tuples=True).dataset
+    rows = mine(QUERIES, 1, as_tuples=True)
     assert rows.column_names == ["query", "text_2", "negative"]
     assert resolve_columns(rows).shape == "tuple"
     assert len(rows) == 3

@@ -316,9 +316,9 @@ def test_documents_per_query_cuts_lists_by_seed(training_rows):
     assert [len(row) for row in pairs["labels"]] == [2] * 12
 
 
-def test_mined_and_random_negatives_are_one_flag_apart(training_rows, capsys):
+def test_mined_and_random_negatives_are_one_flag_apart(training_rows, caplog):
     mined = training_rows(PAIRS, "--mine", "2")
-    assert "MiningStatistics(queries=12" in capsys.readouterr().out
+    assert "MiningStatistics(queries=12" in caplog.text
     drawn = training_rows(PAIRS, "--mine", "2", "--mine_from", "random")
     for rows in (mined, drawn):
         assert {tuple(labels) for labels in rows["labels"]} <= {(1, 0), (1, 0, 0)}

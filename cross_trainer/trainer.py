@@ -68,6 +68,7 @@ from cross_trainer.token_budget import budgeted_forward, budgeted_step
 logger = logging.getLogger(__name__)
 
 STREAM_SAMPLE = 1_000  # rows of a stream that are looked at before training
+LENGTH_SORTED_TOKENS = 1024  # of a piece on the CPU, padding included, where a model can't run padding-free
 TRUNCATION_WARNING = 0.05  # share of truncated pairs above which a warning is due
 
 
@@ -88,7 +89,8 @@ class CrossEncoderTrainer(Trainer):
         compute_loss_func: A loss of `cross_trainer.losses`, or any callable `(outputs, labels, num_items_in_batch)`.
         compute_metrics: A factory's result of `cross_trainer.metrics`, or any callable on an `EvalPrediction`, whose predictions are
             logits [P, C], or [G, D] beside labels [G, D] for queries with several documents.
-        padding_free: Compute no padding inside the transformer layers, where the model allows it.
+        padding_free: Compute no padding inside the transformer layers. Where the model doesn't allow it, batches on the CPU are cut into
+            pieces of similar lengths, if the loss adds up over rows, which avoids most of it.
         max_tokens: No forward pass sees more than so many tokens; larger batches are cut, with the same gradient.
         model_init, callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics: As in `transformers.Trainer`.
 
@@ -219,12 +221,26 @@ class CrossEncoderTrainer(Trainer):
             if config.pad_token_id is None:
                 config.pad_token_id = collator.tokenizer.pad_token_id
         self._runs_padding_free = self.padding_free
+        self._budget = self.max_tokens
         if self.padding_free:
             try:
                 enable_padding_free(model)
             except UnsupportedModelError as reason:
                 self._runs_padding_free = False
                 logger.info("Padding-free execution is off: %s", reason)
+                self._sort_by_length()
+
+    def _sort_by_length(self) -> None:
+        """Cut batches into pieces of similar lengths, where that costs nothing: no second pass, and no device that small pieces idle."""
+        separable = not getattr(self.compute_loss_func, "couples_rows", True)
+        if (
+            self._budget is None
+            and separable
+            and self.args.device.type == "cpu"
+            and isinstance(self.data_collator, PairCollator)
+        ):
+            self._budget = LENGTH_SORTED_TOKENS
+            logger.info("Batches are cut into pieces of similar lengths of %d tokens at most instead.", self._budget)
 
     # -- the data ------------------------------------------------------------------------------------------------------
 
@@ -389,7 +405,7 @@ class CrossEncoderTrainer(Trainer):
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Forward and backward of a batch, cut by `max_tokens` where that is set."""
-        if self.max_tokens is None:
+        if self._budget is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
@@ -402,7 +418,7 @@ class CrossEncoderTrainer(Trainer):
             inputs,
             inputs.pop("labels"),
             self.compute_loss_func,
-            self.max_tokens,
+            self._budget,
             num_items=num_items_in_batch,
             scale=self.accelerator.num_processes if averaged else 1,
             backward=self.accelerator.backward,
@@ -478,7 +494,7 @@ class CrossEncoderTrainer(Trainer):
         logits: Any
         labels: Any
         forward: Any = model
-        if self.max_tokens is not None:
+        if self._budget is not None:
             forward = functools.partial(self._forward_by_budget, model)
         loss, logits, labels = super().prediction_step(forward, inputs, prediction_loss_only, ignore_keys)
         if (
@@ -494,8 +510,8 @@ class CrossEncoderTrainer(Trainer):
 
     def _forward_by_budget(self, model: torch.nn.Module, **inputs: Any) -> SequenceClassifierOutput:
         inputs.pop("labels", None)
-        assert self.max_tokens is not None
-        logits = budgeted_forward(model, inputs, self.max_tokens, padded=not self._runs_padding_free)
+        assert self._budget is not None
+        logits = budgeted_forward(model, inputs, self._budget, padded=not self._runs_padding_free)
         return SequenceClassifierOutput(logits=logits)
 
     def end(self) -> None:

@@ -15,7 +15,15 @@ import pytest
 import torch
 from conftest import SENTENCES, build_model, build_tokenizer
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    DataCollatorWithPadding,
+    EarlyStoppingCallback,
+    MPNetConfig,
+    MPNetForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from cross_trainer import (
     BinaryCrossEntropyLoss,
@@ -25,6 +33,7 @@ from cross_trainer import (
     DataError,
     InfoNCELoss,
     LambdaLoss,
+    ListNetLoss,
     MarginMSELoss,
     MSELoss,
     PairCollator,
@@ -144,6 +153,52 @@ def test_padding_free_trains_to_the_same_weights(tmp_path):
         for free in (True, False)
     ]
     torch.testing.assert_close(made[0], made[1], rtol=0, atol=1e-6)
+
+
+def build_mpnet():
+    """A model whose attention isn't exchangeable, so that it can't run padding-free."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return MPNetForSequenceClassification(
+            MPNetConfig(
+                vocab_size=200, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+                max_position_embeddings=66, pad_token_id=0, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=1,
+            )
+        )  # fmt: skip
+
+
+def test_a_model_that_cannot_is_trained_by_pieces_of_similar_lengths(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("cross_trainer.trainer.LENGTH_SORTED_TOKENS", 60)
+    tokenizer = build_tokenizer()
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    made, shapes = [], []
+    for padding_free in (False, True):
+        model = build_mpnet()
+        seen = []
+        model.mpnet.register_forward_pre_hook(
+            lambda _, args, inputs, seen=seen: seen.append(args[0].shape), with_kwargs=True
+        )
+        with caplog.at_level(logging.INFO, logger="cross_trainer"):
+            trainer = train(
+                tmp_path, pairs(), model, tokenizer, trainer_options={"padding_free": padding_free}, optim="sgd"
+            )
+        made.append(weights(trainer.model))
+        shapes.append(sum(rows * length for rows, length in seen))
+    torch.testing.assert_close(made[1], made[0], rtol=0, atol=1e-6)
+    assert shapes[1] < shapes[0]
+    assert caplog.text.count("cut into pieces of similar lengths of 60 tokens at most") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "budget"),
+    [({}, 1024), ({"max_tokens": 77}, 77), ({"padding_free": False}, None), ({"compute_loss_func": ListNetLoss()}, None)],
+)  # fmt: skip
+def test_when_batches_are_cut_by_length(tmp_path, tokenizer, options, budget):
+    dataset = lists() if "compute_loss_func" in options else pairs()
+    trainer = CrossEncoderTrainer(
+        build_mpnet(), arguments(tmp_path), train_dataset=dataset, processing_class=tokenizer, **options
+    )
+    assert trainer._budget == budget
 
 
 @pytest.mark.parametrize("max_tokens", [None, 100])

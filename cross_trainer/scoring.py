@@ -15,8 +15,10 @@ Shapes: P pairs, W pairs of a window, L tokens of a padded row, C classes, H hid
 from __future__ import annotations
 
 import copy
+import ctypes
 import itertools
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -211,6 +213,7 @@ class ScoringEngine:
                 if job is None:
                     return
                 ready = job.result()
+                _return_freed_memory()
 
     def _prepare(self, pairs: list[Pair], symmetric: bool) -> _Window:
         """Tokenise a window's distinct pairs and cut them into batches."""
@@ -270,6 +273,17 @@ class ScoringEngine:
         if symmetric:
             scores = scores.reshape(2, -1, *scores.shape[1:]).mean(0)
         return cast("Scores", scores.float().numpy())
+
+
+def _return_freed_memory() -> None:
+    """Give freed memory back to the system, where the C library is glibc.
+
+    It keeps what lies between pieces in use, of which windows of all lengths leave more and more: over 200,000 pairs, a fifth of the
+    process.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 # -- the model as it is scored with ------------------------------------------------------------------------------------

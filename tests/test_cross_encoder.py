@@ -549,6 +549,15 @@ def test_streams_read_no_further_than_two_windows_ahead(encoder):
     scores.close()
 
 
+def test_streams_return_memory_between_windows(encoder, monkeypatch):
+    returned = []
+    monkeypatch.setattr("cross_trainer.scoring._return_freed_memory", lambda: returned.append(True))
+    list(encoder.predict_iter(make_pairs(25), window=10))
+    assert len(returned) == 2
+    encoder.predict(make_pairs(25))
+    assert len(returned) == 2  # what fits a window doesn't wait for it
+
+
 def tokenising_threads() -> int:
     return sum(thread.name.startswith("tokenise") for thread in threading.enumerate())
 

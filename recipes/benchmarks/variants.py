@@ -1,0 +1,56 @@
+"""What half precision, 8-bit layers and `torch.compile` do to a model's speed and scores.
+
+    python recipes/benchmarks/variants.py pairs.csv --model output/stsb --columns sentence1 sentence2
+
+All score the same pairs in one process, in turns after a first turn that warms up (and compiles); speeds are medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import numpy as np
+from scoring import read_pairs
+
+from cross_trainer import CrossEncoder
+
+VARIANTS = {
+    "float32": {"dtype": "float32"},
+    "bfloat16": {"dtype": "bfloat16"},
+    "int8": {"quantize": "int8"},
+    "compile": {"compile": True},
+}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", help="csv file of pairs, with a header")
+    parser.add_argument("--model", required=True, help="a saved classifier")
+    parser.add_argument("--columns", nargs=2, metavar=("FIRST", "SECOND"), help="default: the first two")
+    parser.add_argument("--pairs", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS)[1:], default=list(VARIANTS)[1:])
+    options = parser.parse_args()
+    pairs = read_pairs(options.file, options.columns, options.pairs)
+    encoders = {name: CrossEncoder(options.model, **VARIANTS[name]) for name in ("float32", *options.variants)}
+    scores = {name: encoder.predict(pairs, show_progress_bar=False) for name, encoder in encoders.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in encoders}
+    for _ in range(options.rounds):
+        for name, encoder in encoders.items():
+            start = time.perf_counter()
+            encoder.predict(pairs, show_progress_bar=False)
+            seconds[name].append(time.perf_counter() - start)
+    print(f"{'':12}{'pairs/s':>9}{'times':>8}{'mean difference':>17}{'largest':>10}")
+    for name, values in seconds.items():
+        difference = np.abs(scores[name] - scores["float32"])
+        ratio = statistics.median(plain / own for plain, own in zip(seconds["float32"], values, strict=True))
+        print(
+            f"{name:12}{len(pairs) / statistics.median(values):9.1f}{ratio:8.2f}{difference.mean():17.1e}{difference.max():10.1e}"
+        )
+
+
+if __name__ == "__main__":
+    main()

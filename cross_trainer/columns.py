@@ -177,7 +177,7 @@ def resolve_columns(
     elif columns is not None:
         resolved = _from_names(columns, first)
     else:
-        resolved = _from_row(first, _text_columns(dataset, first))
+        resolved = _from_row(first, text_columns(dataset, first))
     missing = [name for name in resolved.names if name not in names]
     if missing:
         raise DataError(f"Column {missing[0]!r} is missing. The data set has the columns {names}: name the right ones "
@@ -331,7 +331,7 @@ def _num_relevant(first: Mapping[str, Any], shape: Shape) -> str | None:
     return NUM_RELEVANT if NUM_RELEVANT in first and shape != "pair" else None
 
 
-def _text_columns(dataset: Rows, first: Mapping[str, Any]) -> list[str]:
+def text_columns(dataset: Rows, first: Mapping[str, Any]) -> list[str]:
     """Columns of strings or lists of strings, in order; a None counts as text, so that its row gets named later."""
     features = getattr(dataset, "features", None) or {}
     candidates = [name for name in first if name not in LABEL_NAMES and not _IDENTIFIERS.fullmatch(name)]

@@ -258,7 +258,7 @@ def _check_parts(settings: _Settings, corpus: Any, retriever: Any, scorer: Any) 
     if not callable(retriever) and retriever != "bm25":
         raise ConfigurationError(f"retriever={retriever!r}: expected 'bm25' or a callable (queries, k).")
     if not callable(retriever):
-        _import_bm25s()
+        import_bm25s()
     elif corpus is None:
         raise ConfigurationError("A retriever of your own returns indices into a corpus: pass the corpus too.")
     if isinstance(corpus, str | Mapping) or hasattr(corpus, "column_names") or hasattr(corpus, "columns"):
@@ -344,31 +344,45 @@ class _Corpus:
 # -- retrieving --------------------------------------------------------------------------------------------------------
 
 
-def _import_bm25s() -> Any:
+def import_bm25s(asked_by: str = "retriever='bm25'", instead: str = "pass a retriever of your own") -> Any:
+    """The module bm25s; a message names what asked for it, and what to do without.
+
+    Raises:
+        MissingDependencyError: It isn't installed.
+    """
     try:
         import bm25s
     except ImportError as error:
         raise MissingDependencyError(
-            "retriever='bm25' needs bm25s: pip install 'cross-trainer[mining]'. Or pass a retriever of your own."
+            f"{asked_by} needs bm25s: pip install 'cross-trainer[mining]'. Or {instead}."
         ) from error
     return bm25s
 
 
-class _Bm25:
-    """BM25 over all words of the query. Of equal scores the document that comes first in the corpus wins, whatever is installed."""
+class Bm25:
+    """BM25 over all words of a query. Of equal scores the document that comes first in the corpus wins, whatever is installed.
+
+    Attributes:
+        has_words: Whether any document has a word that could be found.
+    """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._bm25s = _import_bm25s()
+        self._bm25s = import_bm25s()
         tokens = self._bm25s.tokenize(texts, show_progress=False)
-        if not tokens.vocab:
-            raise DataError("The corpus has no word that BM25 could find: no two letters or digits in a row outside of English stop "
-                            "words. Pass a retriever of your own.")  # fmt: skip
+        self.has_words = bool(tokens.vocab)
+        self._documents = len(tokens.ids)
         self._index = self._bm25s.BM25()
-        self._index.index(tokens, create_empty_token=False, show_progress=False)
+        if self.has_words:
+            self._index.index(tokens, create_empty_token=False, show_progress=False)
+
+    def scores(self, queries: list[str]) -> Iterator[NDArray[Any]]:
+        """For each query the scores [N] of all documents, 0 for those without a word of it."""
+        for words in self._bm25s.tokenize(queries, return_ids=False, show_progress=False):
+            yield self._index.get_scores(words) if words and self.has_words else np.zeros(self._documents)
 
     def __call__(self, queries: list[str], k: int) -> list[list[int]]:
-        words = self._bm25s.tokenize(queries, return_ids=False, show_progress=False)
-        return [_best(self._index.get_scores(query), k) if query else [] for query in words]
+        """For each query the indices of the k best documents that have a word of it, best first."""
+        return [_best(scores, k) for scores in self.scores(queries)]
 
 
 def _best(scores: NDArray[Any], k: int) -> list[int]:
@@ -386,7 +400,11 @@ def _finder(retriever: Literal["bm25"] | Retriever, texts: _Corpus, show: bool |
     """The retriever, after every document has been read: a bad one is told before the long work."""
     checked = _bar(texts, "Reading the corpus", "document", show)
     if not callable(retriever):
-        return _Bm25(checked)
+        found = Bm25(checked)
+        if not found.has_words:
+            raise DataError("The corpus has no word that BM25 could find: no two letters or digits in a row outside of English stop "
+                            "words. Pass a retriever of your own.")  # fmt: skip
+        return found
     for _ in checked:
         pass
     return retriever

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cross_trainer.columns import IGNORED_LABEL, Columns, _text_columns, first_row, resolve_columns, survey
-from cross_trainer.errors import ConfigurationError, DataError, MissingDependencyError
+from cross_trainer.columns import IGNORED_LABEL, Columns, first_row, resolve_columns, survey, text_columns
+from cross_trainer.errors import ConfigurationError, DataError
 from cross_trainer.files import load_split
 from cross_trainer.grouping import DOCUMENTS, LABELS, group_by_query
 from cross_trainer.rankings import Comparison, compare, ranking_metrics
@@ -161,7 +161,7 @@ def read_corpus(path: str) -> list[str]:
     if Path(path).suffix == ".txt":
         return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     rows = load_split(path, "train")
-    names = _text_columns(rows, first_row(rows))
+    names = text_columns(rows, first_row(rows))
     if not names:
         raise DataError(f"--corpus {path!r} has no column of text among {rows.column_names}.")
     texts: list[str] = rows["text" if "text" in names else names[0]][:]
@@ -441,21 +441,15 @@ class HeldOut:
         return grid
 
     def _bm25(self) -> Scores:
-        try:
-            import bm25s
-        except ImportError as error:
-            raise MissingDependencyError(
-                "--first_stage bm25 needs bm25s: pip install 'cross-trainer[mining]'."
-            ) from error
+        from cross_trainer.mining import Bm25, import_bm25s
+
+        import_bm25s("--first_stage bm25", "take --first_stage order")
         places = {text: place for place, text in enumerate(dict.fromkeys(text for _, text in self.pairs))}
-        tokens, index = bm25s.tokenize(list(places), show_progress=False), bm25s.BM25()
-        if tokens.vocab:
-            index.index(tokens, create_empty_token=False, show_progress=False)
-        queries = bm25s.tokenize(self.lists[self.lists.column_names[0]][:], return_ids=False, show_progress=False)
-        rows = []
-        for words, documents in zip(queries, self.lists[DOCUMENTS], strict=True):
-            scores = index.get_scores(words) if words and tokens.vocab else np.zeros(len(places))
-            rows.append(scores[[places[text] for text in documents]].tolist())
+        found = Bm25(list(places)).scores(self.lists[self.lists.column_names[0]][:])
+        rows = [
+            scores[[places[text] for text in documents]].tolist()
+            for scores, documents in zip(found, self.lists[DOCUMENTS], strict=True)
+        ]
         return self._grid(rows)
 
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from cross_trainer.attention import Kernel, Layout, flat_attention
+from cross_trainer.dropout import CpuDropout
 from cross_trainer.errors import ConfigurationError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -61,12 +62,15 @@ class PaddingFree:
         self._left_padding = base.config.model_type in DECODERS
         self._parameters = tuple(inspect.signature(base.forward).parameters)
         self._attention: list[Any] = [m for m in base.modules() if hasattr(m, "is_causal") and hasattr(m, "config")]
+        self._dropout: list[nn.Module] = [m for m in base.modules() if type(m) is nn.Dropout]
         self._handles: list[Any] = []
 
     def _install(self) -> None:
         _register_attention()
         for module in self._attention:
             module.config = _AttentionConfig(module.config)
+        for module in self._dropout:
+            module.__class__ = CpuDropout
         self._handles = [
             self._base.register_forward_pre_hook(self._flatten_inputs, with_kwargs=True),
             self._base.register_forward_hook(_pad_outputs, with_kwargs=True),
@@ -83,6 +87,8 @@ class PaddingFree:
             handle.remove()
         for module in self._attention:
             module.config = module.config.wrapped
+        for module in self._dropout:
+            module.__class__ = nn.Dropout
         self._handles = []
         del self._base.padding_free_handle
 
@@ -120,7 +126,8 @@ def enable_padding_free(model: nn.Module, kernel: Kernel | None = None) -> Paddi
     Batches go in padded and outputs come back as ever: logits and gradients equal the padded model's to float precision,
     hidden states are zero at the padding. A batch runs on the plain path, equal to the bit, when it has no 2-D
     `attention_mask`, less padding than `LEAST_PADDING`, or gaps within a row; or when attentions, a key-value cache or
-    embeddings as inputs are asked for. Causal models return no cache unless `use_cache=True` is passed.
+    embeddings as inputs are asked for. In training on CPUs, dropout of hidden states is that of `dropout.py` on either path: the
+    same rate, other masks. Causal models return no cache unless `use_cache=True` is passed.
 
     Works with gradient checkpointing, autocast, PEFT adapters, DDP and FSDP: enable it before wrapping. In `torch.compile`
     pass `unpad_idx=unpad_indices(attention_mask)` among the inputs; without it the compiled model pads.

@@ -16,7 +16,7 @@ Shapes: P pairs, L tokens of a padded row, C classes, G groups, D documents of t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -27,6 +27,9 @@ from cross_trainer.errors import ConfigurationError
 from cross_trainer.padding_free import unpad_indices
 
 Batch = dict[str, Any]
+
+CPU_TOKENS = 512
+"""What a piece of a training batch holds on a CPU at most: larger ones take more memory there and hardly less time."""
 
 
 def cut(lengths: Tensor, max_tokens: int, *, padded: bool = False) -> list[Tensor]:
@@ -123,8 +126,9 @@ def budgeted_step(
 ) -> Tensor:
     """Forward and backward of one batch within a budget, adding to the parameters' gradients what the uncut batch would.
 
-    A batch that fits is run as it is. A loss whose `couples_rows` is False is computed piece by piece; every other one, unknown
-    callables included, on all scores together, at the price of a second forward pass.
+    A batch that fits is run as it is; on CPUs one that doesn't is cut into pieces of `CPU_TOKENS`, if the budget is larger. A loss
+    whose `couples_rows` is False is computed piece by piece; every other one, unknown callables included, on all scores together,
+    at the price of a second forward pass.
 
     Args:
         model: what is trained, wrapped or not.
@@ -143,7 +147,10 @@ def budgeted_step(
     Returns:
         The loss times `scale`, a scalar without a graph.
     """
-    pieces = cut(_lengths(batch), max_tokens, padded=padded)
+    lengths = _lengths(batch)
+    pieces = cut(lengths, max_tokens, padded=padded)
+    if len(pieces) > 1 and batch["input_ids"].device.type == "cpu":
+        pieces = cut(lengths, min(max_tokens, CPU_TOKENS), padded=padded)
 
     def loss_of(outputs: Any, targets: Tensor) -> Tensor:
         return loss_func(outputs, targets, num_items_in_batch=num_items) * scale
@@ -161,7 +168,8 @@ def budgeted_step(
     total = torch.zeros((), device=labels.device)
     for i, rows in enumerate(pieces):
         with no_sync() if i + 1 < len(pieces) else contextlib.nullcontext():
-            outputs = model(**piece(batch, rows))
+            with _sparse_gradients(model):
+                outputs = model(**piece(batch, rows))
             targets = _by_row(labels, batch["input_ids"].shape[0], _logits(outputs).shape[-1])
             loss = loss_of(outputs, targets[rows.to(targets.device)])
             backward(loss)
@@ -195,9 +203,35 @@ def _coupled_step(
     for i, (rows, state) in enumerate(zip(pieces, states, strict=True)):
         _set_random_state(device, state)
         with no_sync() if i + 1 < len(pieces) else contextlib.nullcontext():
-            backward((_logits(model(**piece(batch, rows))) * gradient[rows]).sum())
+            with _sparse_gradients(model):
+                logits = _logits(model(**piece(batch, rows)))
+            backward((logits * gradient[rows]).sum())
     _set_random_state(device, after)
     return loss.detach()
+
+
+@contextlib.contextmanager
+def _sparse_gradients(model: nn.Module) -> Iterator[None]:
+    """In forward passes run here, let embeddings on the CPU add only the rows that they look up to a gradient that exists.
+
+    Their own gradient is as large as the vocabulary, for each piece anew.
+    """
+    modules = list(model.modules())
+    is_compiled = any(hasattr(x, "_orig_mod") or x._compiled_call_impl is not None for x in modules)  # noqa: SLF001
+    embeddings = [] if is_compiled else [x for x in modules if type(x) is nn.Embedding and _adds_rows(x)]
+    for embedding in embeddings:
+        embedding.sparse = True
+    try:
+        yield
+    finally:
+        for embedding in embeddings:
+            embedding.sparse = False
+
+
+def _adds_rows(embedding: nn.Embedding) -> bool:
+    weight = embedding.weight
+    is_plain = type(weight) is nn.Parameter and weight.device.type == "cpu" and weight.grad is not None
+    return is_plain and not embedding.sparse and not embedding.scale_grad_by_freq
 
 
 def _lengths(batch: Batch) -> Tensor:

@@ -63,12 +63,11 @@ from cross_trainer.losses import to_grid
 from cross_trainer.model_card import describe_scores, position_limit, save_tokenizer
 from cross_trainer.padding_free import enable_padding_free, unpad_indices
 from cross_trainer.sharding import FilledDataset, FilledStream, fill_batches
-from cross_trainer.token_budget import budgeted_forward, budgeted_step
+from cross_trainer.token_budget import CPU_TOKENS, budgeted_forward, budgeted_step
 
 logger = logging.getLogger(__name__)
 
 STREAM_SAMPLE = 1_000  # rows of a stream that are looked at before training
-LENGTH_SORTED_TOKENS = 1024  # of a piece on the CPU, padding included, where a model can't run padding-free
 TRUNCATION_WARNING = 0.05  # share of truncated pairs above which a warning is due
 
 
@@ -91,7 +90,8 @@ class CrossEncoderTrainer(Trainer):
             logits [P, C], or [G, D] beside labels [G, D] for queries with several documents.
         padding_free: Compute no padding inside the transformer layers. Where the model doesn't allow it, batches on the CPU are cut into
             pieces of similar lengths, if the loss adds up over rows, which avoids most of it.
-        max_tokens: No forward pass sees more than so many tokens; larger batches are cut, with the same gradient.
+        max_tokens: No forward pass sees more than so many tokens; larger batches are cut, with the same gradient. On CPUs the pieces
+            of training hold `cross_trainer.token_budget.CPU_TOKENS` at most.
         model_init, callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics: As in `transformers.Trainer`.
 
     Raises:
@@ -239,7 +239,7 @@ class CrossEncoderTrainer(Trainer):
             and self.args.device.type == "cpu"
             and isinstance(self.data_collator, PairCollator)
         ):
-            self._budget = LENGTH_SORTED_TOKENS
+            self._budget = CPU_TOKENS
             logger.info("Batches are cut into pieces of similar lengths of %d tokens at most instead.", self._budget)
 
     # -- the data ------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ ORDER = [
     "rankings",
     "evaluate_modules",
     "metrics",
+    "dropout",
     "attention",
     "padding_free",
     "token_budget",

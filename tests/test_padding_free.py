@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from cross_trainer import attention
 from cross_trainer.attention import Layout, flat_attention
+from cross_trainer.dropout import CpuDropout
 from cross_trainer.errors import ConfigurationError, UnsupportedModelError
 from cross_trainer.padding_free import DECODERS, ENCODERS, enable_padding_free, unpad_indices
 
@@ -584,6 +585,14 @@ def test_dropout_of_the_checkpoint_is_active_in_training_only() -> None:
         assert not torch.equal(model(**batch).logits, first)
         torch.manual_seed(0)
         assert torch.equal(model(**batch).logits, first)
+
+
+def test_hidden_dropout_is_the_fast_one_until_removed() -> None:
+    model = build("bert", hidden_dropout_prob=0.5)
+    layers = [m for m in model.bert.modules() if isinstance(m, torch.nn.Dropout)]
+    with enable_padding_free(model):
+        assert {type(m) for m in layers} == {CpuDropout}
+    assert {type(m) for m in layers} == {torch.nn.Dropout}
 
 
 @pytest.mark.parametrize("kernel", ["repad", "varlen"])

@@ -237,6 +237,41 @@ def test_under_bf16_the_gradient_is_the_uncut_ones_to_rounding(name: str) -> Non
     assert (gradients(model) - exact).norm() < 2 * (rounded - exact).norm()
 
 
+@pytest.mark.parametrize("name", ["bce", "variance"])
+def test_pieces_on_a_cpu_are_smaller_than_a_large_budget(name: str, monkeypatch) -> None:
+    monkeypatch.setattr("cross_trainer.token_budget.CPU_TOKENS", 25)
+    loss_func, labels, _ = LOSSES[name]
+    model, batch = build_model().train(), make_batch()
+    _, expected = uncut(model, batch, labels, loss_func)
+    model.zero_grad()
+    calls = record(model)
+    budgeted_step(model, batch, labels, loss_func, 50)
+    assert [len(scores) for _, scores in calls[-3:]] == [2, 3, 3]
+    assert_near(gradients(model), expected, 2e-6)
+    calls.clear()
+    budgeted_step(model, batch, labels, loss_func, 57)  # it fits: no cut
+    assert [len(scores) for _, scores in calls] == [8]
+
+
+@pytest.mark.parametrize("name", ["bce", "variance"])
+def test_embeddings_add_only_rows_to_the_first_pieces_gradient(name: str) -> None:
+    loss_func, labels, _ = LOSSES[name]
+    passes = 2 if name == "variance" else 1
+    for change, rows_only in (
+        (lambda _: None, [False, True, True]),
+        (lambda model: setattr(model.bert.embeddings.word_embeddings, "scale_grad_by_freq", True), [False] * 3),
+        (lambda model: model.classifier.compile(backend="eager"), [False] * 3),
+    ):
+        model = build_model().train()
+        change(model)
+        embedding, seen = model.bert.embeddings.word_embeddings, []
+        embedding.register_forward_pre_hook(lambda module, _, seen=seen: seen.append(module.sparse))
+        budgeted_step(model, make_batch(), labels, loss_func, 25)
+        assert seen == [False] * 3 * (passes - 1) + rows_only
+        assert not embedding.sparse
+        assert embedding.weight.grad.layout == torch.strided
+
+
 # --- passes and random numbers ------------------------------------------------------------------------------------------
 
 

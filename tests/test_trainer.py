@@ -168,7 +168,7 @@ def build_mpnet():
 
 
 def test_a_model_that_cannot_is_trained_by_pieces_of_similar_lengths(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("cross_trainer.trainer.LENGTH_SORTED_TOKENS", 60)
+    monkeypatch.setattr("cross_trainer.trainer.CPU_TOKENS", 60)
     tokenizer = build_tokenizer()
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     made, shapes = [], []
@@ -191,7 +191,7 @@ def test_a_model_that_cannot_is_trained_by_pieces_of_similar_lengths(tmp_path, m
 
 @pytest.mark.parametrize(
     ("options", "budget"),
-    [({}, 1024), ({"max_tokens": 77}, 77), ({"padding_free": False}, None), ({"compute_loss_func": ListNetLoss()}, None)],
+    [({}, 512), ({"max_tokens": 77}, 77), ({"padding_free": False}, None), ({"compute_loss_func": ListNetLoss()}, None)],
 )  # fmt: skip
 def test_when_batches_are_cut_by_length(tmp_path, tokenizer, options, budget):
     dataset = lists() if "compute_loss_func" in options else pairs()

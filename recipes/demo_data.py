@@ -274,10 +274,21 @@ class _World:
 
 # What an edit takes off a similarity of 5.
 _PENALTIES = (
-    ("swapped agent", 2.0), ("swapped agent", 2.0), ("other agent", 1.4), ("general agent", 0.6), ("other verb", 1.8),
-    ("other thing", 1.6), ("general thing", 0.7), ("other count", 1.1), ("other mood", 1.2), ("no mood", 0.4), ("other place", 0.9),
-    ("no place", 0.5), ("no truth", 2.4), ("no event", 1.2),
-)  # fmt: skip
+    ("swapped agent", 2.0),
+    ("swapped agent", 2.0),
+    ("other agent", 1.4),
+    ("general agent", 0.6),
+    ("other verb", 1.8),
+    ("other thing", 1.6),
+    ("general thing", 0.7),
+    ("other count", 1.1),
+    ("other mood", 1.2),
+    ("no mood", 0.4),
+    ("other place", 0.9),
+    ("no place", 0.5),
+    ("no truth", 2.4),
+    ("no event", 1.2),
+)
 
 
 def similarity_pairs() -> DatasetDict:

@@ -44,9 +44,17 @@ MOODS = {  # each followed by its opposite
     "validation": "slim|thin, stout|plump, calm|relaxed, nervous|anxious",
     "test": "strong|muscular, weak|frail, rich|wealthy, poor|penniless",
 }
-COUNTS= {1: (), 2: ("two", "a couple of"), 3: ("three", "3"), 4: ("four", "4"), 6: ("six", "half a dozen")}  # fmt: skip
-FORMS = {"train": ("active", "passive", "there"), "validation": ("active", "passive", "cleft"), "test": ("active", "passive", "cleft")}  # fmt: skip
-FRAMES = {"train": ("", "", "", "in this picture, ", "it looks as if "), "validation": ("", "", "we can see that "), "test": ("", "", "the film shows how ")}  # fmt: skip
+COUNTS = {1: (), 2: ("two", "a couple of"), 3: ("three", "3"), 4: ("four", "4"), 6: ("six", "half a dozen")}
+FORMS = {
+    "train": ("active", "passive", "there"),
+    "validation": ("active", "passive", "cleft"),
+    "test": ("active", "passive", "cleft"),
+}
+FRAMES = {
+    "train": ("", "", "", "in this picture, ", "it looks as if "),
+    "validation": ("", "", "we can see that "),
+    "test": ("", "", "the film shows how "),
+}
 
 # Each line is one thing to ask, in several wordings; what stands after "##" is kept for the held-out splits.
 ABOUT_SKILLS = """
@@ -84,12 +92,12 @@ SKILLS = {
     "train": "play the violin/playing the violin|play the fiddle/playing the fiddle, bake bread/baking bread|make bread/making bread, speak Dutch/speaking Dutch, ride a horse/riding a horse, paint portraits/painting portraits, swim/swimming, write songs/writing songs|compose songs/composing songs, drive a lorry/driving a lorry|drive a truck/driving a truck, juggle/juggling, grow mushrooms/growing mushrooms, sew clothes/sewing clothes, take photographs/taking photographs|take pictures/taking pictures, sing in a choir/singing in a choir, brew beer/brewing beer",
     "validation": "knit/knitting, climb mountains/climbing mountains, fly a plane/flying a plane|pilot an aircraft/piloting an aircraft, keep bees/keeping bees, dance the tango/dancing the tango, cut hair/cutting hair",
     "test": "play chess/playing chess, skate/skating, carve wood/carving wood, dive/diving, write novels/writing novels|write fiction/writing fiction, train dogs/training dogs",
-}  # fmt: skip
+}
 THINGS = {
     "train": "a laptop|a notebook computer, a bicycle|a bike, a tent, a sofa|a couch, a piano, a lawnmower, a fridge|a refrigerator, a wedding dress|a bridal gown, a motorbike|a motorcycle, a drum kit, a camera, a carpet|a rug, a barbecue|a grill, a sewing machine, a rucksack|a backpack",
     "validation": "a television|a TV set, a caravan|a camper, a bathtub, an umbrella, a pair of skis, a hot-air balloon",
     "test": "a telescope, a mattress, a pram|a baby carriage, a surfboard, a coffee machine|an espresso maker, a wheelchair",
-}  # fmt: skip
+}
 CITIES = {
     "train": "Paris, Berlin, Madrid, Rome, Vienna, Lisbon, Warsaw, Prague, Brussels, Milan, Hamburg, Geneva, Lyon, Naples",
     "validation": "Oslo, Stockholm, Helsinki, Copenhagen, Riga, Bergen",
@@ -99,13 +107,17 @@ CONTEXTS = {
     "train": "I am twenty years old.|I turned twenty this year., I am sixty years old.|I turned sixty this year., I have two weeks.|There are fourteen days left., I have six weeks.|I have a month and a half., I am in a hurry.|It has to happen fast., I am not in a hurry.|There is no need to rush., I have three cats.|Three cats live with me., I work at night.|I am on the night shift., My landlord is very strict.|The owner of my flat forbids nearly everything., My knee hurts.|I have a bad knee.",
     "validation": "I have a toddler.|My son is two years old., I am a university student.|I am still at college., My eyesight is poor.|I cannot see well., I have no internet at home.|My house is not online.",
     "test": "I lost my job.|I am unemployed., I am left-handed.|My right hand is the weaker one., I will be a pensioner soon.|My retirement is near., I share a flat with three people.|There are four of us in my flat.",
-}  # fmt: skip
+}
 
 NAMES = {  # beginnings and ends of the names of towns, and what they have
-    "train": ("Har Ellen Mar Tor Wes Bram Col Lang", "wick dale ford ton mouth bury", "Museum, Swimming Pool, Castle, Library, Concert Hall"),
+    "train": (
+        "Har Ellen Mar Tor Wes Bram Col Lang",
+        "wick dale ford ton mouth bury",
+        "Museum, Swimming Pool, Castle, Library, Concert Hall",
+    ),
     "validation": ("Sil Oak Pem", "ver stead brook combe", "Zoo, Theatre, Ice Rink"),
     "test": ("Ash Nor Rud", "well holm by gate", "Botanical Garden, Aquarium, Planetarium"),
-}  # fmt: skip
+}
 FACTS = {
     "time": "seven o'clock, half past eight, nine, ten, noon",
     "price": "four, seven, twelve, fifteen, twenty",

@@ -26,18 +26,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, DatasetDict
 from demo_search import search_queries
-from transformers import TrainingArguments
-
-from cross_trainer import (
-    CrossEncoder,
-    CrossEncoderTrainer,
-    KLDivergenceLoss,
-    MarginMSELoss,
-    PairCollator,
-    ranking_metrics,
-)
-from cross_trainer.errors import ConfigurationError, DataError
-from cross_trainer.ranking_recipe import (
+from rankings import (
     BATCH_OF_LISTS,
     RANKING_DEFAULTS,
     HeldOut,
@@ -49,7 +38,18 @@ from cross_trainer.ranking_recipe import (
     set_batch_size,
     show_ranking,
 )
-from cross_trainer.recipe import load_data, load_tokenizer, parse_arguments, run, save_and_report
+from transformers import TrainingArguments
+
+from cross_trainer import (
+    CrossEncoder,
+    CrossEncoderTrainer,
+    KLDivergenceLoss,
+    MarginMSELoss,
+    PairCollator,
+    ranking_metrics,
+)
+from cross_trainer.commands.arguments import load_data, load_tokenizer, parse_arguments, run, save_and_report
+from cross_trainer.errors import ConfigurationError, DataError
 
 PAIRS_A_FILE = 50_000  # of teacher scores: what an interruption may cost
 # Two layers, with a head that knows nothing, need larger steps than a whole pretrained model.
@@ -122,8 +122,10 @@ def train_teacher(arguments: Arguments, training_arguments: TrainingArguments, s
     """Train a teacher for the demo, in one pass over the synthetic lists."""
     folder = str(Path(training_arguments.output_dir, "teacher"))
     if training_arguments.process_index == 0:
-        print(f"Demo: no pretrained cross-encoder is at hand, so the teacher is {arguments.model}, trained first in one pass over the "
-              f"synthetic lists. The student is the same model, untrained, cut to its first {arguments.layers} layers.")  # fmt: skip
+        print(
+            f"Demo: no pretrained cross-encoder is at hand, so the teacher is {arguments.model}, trained first in one pass over the "
+            f"synthetic lists. The student is the same model, untrained, cut to its first {arguments.layers} layers."
+        )
     trainer = CrossEncoderTrainer(
         load_ranker(arguments.model, training_arguments.seed),
         TrainingArguments(
@@ -169,8 +171,10 @@ def taught_rows(teacher: Teacher, lists: Dataset, loss: str) -> Dataset:
         ]
     if not rows:
         needed = "two documents" if loss == "KLDivergenceLoss" else "a relevant document and an irrelevant one"
-        raise DataError(f"No query of the training data has {needed}, which {loss} compares. Give each query its candidates, as rows "
-                        "(query, documents, labels) or (query, positive, negative, ...).")  # fmt: skip
+        raise DataError(
+            f"No query of the training data has {needed}, which {loss} compares. Give each query its candidates, as rows "
+            "(query, documents, labels) or (query, positive, negative, ...)."
+        )
     return Dataset.from_list(rows)
 
 

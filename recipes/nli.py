@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from demo_data import entailment_pairs
 
 from cross_trainer import CrossEncoderTrainer, PairCollator
-from cross_trainer.recipe import RecipeArguments, finish, load_data, load_tokenizer, parse_arguments, run
+from cross_trainer.commands.arguments import RecipeArguments, finish, load_data, load_tokenizer, parse_arguments, run
 
 
 @dataclass

@@ -25,12 +25,7 @@ from typing import Any, Literal
 
 from datasets import Dataset
 from demo_search import search_queries
-from transformers import TrainingArguments
-
-from cross_trainer import CrossEncoderTrainer, PairCollator, losses, ranking_metrics
-from cross_trainer.columns import resolve_columns, survey
-from cross_trainer.errors import ConfigurationError
-from cross_trainer.ranking_recipe import (
+from rankings import (
     RANKING_DEFAULTS,
     HeldOut,
     RankingArguments,
@@ -43,7 +38,13 @@ from cross_trainer.ranking_recipe import (
     set_batch_size,
     show_ranking,
 )
-from cross_trainer.recipe import load_data, load_tokenizer, parse_arguments, run, save_and_report
+from transformers import TrainingArguments
+
+from cross_trainer import CrossEncoderTrainer, PairCollator, losses, ranking_metrics
+from cross_trainer.commands.arguments import load_data, load_tokenizer, parse_arguments, run, save_and_report
+from cross_trainer.data.columns import resolve_columns
+from cross_trainer.data.survey import survey
+from cross_trainer.errors import ConfigurationError
 
 LOSSES = [name for name in vars(losses) if name.endswith("Loss") and name != "CrossEntropyLoss"]  # which is for classes
 POINTWISE = ("BinaryCrossEntropyLoss", "MSELoss")
@@ -99,8 +100,10 @@ def training_rows(arguments: Arguments, rows: Dataset, training_arguments: Train
     columns = arguments.columns_in(rows, training=True)
     labelled = columns.label is not None
     if not labelled and columns.shape != "tuple" and not arguments.mine + arguments.in_batch_negatives:
-        raise ConfigurationError("The training data has no label. Name its column with --text_columns and --label_column; for rows "
-                                 "(query, positive) give --in_batch_negatives 8 or --mine 4.")  # fmt: skip
+        raise ConfigurationError(
+            "The training data has no label. Name its column with --text_columns and --label_column; for rows "
+            "(query, positive) give --in_batch_negatives 8 or --mine 4."
+        )
     as_it_is = rows.select_columns(columns.names)
     if columns.label not in {None, "label"}:
         as_it_is = as_it_is.rename_column(columns.label, "label")
@@ -116,11 +119,15 @@ def training_rows(arguments: Arguments, rows: Dataset, training_arguments: Train
     if not pointwise and all(len(set(labels)) < 2 for labels in lists["labels"]):
         if paired and arguments.loss is None:
             return as_it_is
-        raise ConfigurationError("No query of the training data has two documents with different labels, so there is no order to learn. "
-                                 "Give --loss BinaryCrossEntropyLoss, or --mine 4.")  # fmt: skip
+        raise ConfigurationError(
+            "No query of the training data has two documents with different labels, so there is no order to learn. "
+            "Give --loss BinaryCrossEntropyLoss, or --mine 4."
+        )
     if arguments.loss == "MarginMSELoss":
-        raise ConfigurationError("MarginMSELoss compares a positive with its negatives, and these are lists. Give rows (query, positive, "
-                                 "negative, ...), or let a teacher score the lists: recipes/distill.py.")  # fmt: skip
+        raise ConfigurationError(
+            "MarginMSELoss compares a positive with its negatives, and these are lists. Give rows (query, positive, "
+            "negative, ...), or let a teacher score the lists: recipes/distill.py."
+        )
     if arguments.documents_per_query is not None:
         lists = cap_documents(lists, arguments.documents_per_query, training_arguments.seed)
     return lists

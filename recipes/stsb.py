@@ -16,8 +16,9 @@ from datasets import Dataset
 from demo_data import similarity_pairs
 
 from cross_trainer import CrossEncoderTrainer, PairCollator
-from cross_trainer.columns import resolve_columns, survey
-from cross_trainer.recipe import RecipeArguments, finish, load_data, load_tokenizer, parse_arguments, run
+from cross_trainer.commands.arguments import RecipeArguments, finish, load_data, load_tokenizer, parse_arguments, run
+from cross_trainer.data.columns import resolve_columns
+from cross_trainer.data.survey import survey
 
 
 @dataclass

@@ -11,12 +11,12 @@ from conftest import SENTENCES, build_model, build_tokenizer
 from pyarrow import parquet
 from typer.testing import CliRunner
 
-from cross_trainer import tables
-from cross_trainer.cli import app
-from cross_trainer.cross_encoder import CrossEncoder
-from cross_trainer.model_card import describe_scores, name_labels
-from cross_trainer.partial import PartialScores
-from cross_trainer.tables import read_rows
+from cross_trainer.commands.cli import app
+from cross_trainer.commands.partial import PartialScores
+from cross_trainer.data import tables
+from cross_trainer.data.tables import read_rows
+from cross_trainer.saved.folder import describe_scores, name_labels
+from cross_trainer.scoring.cross_encoder import CrossEncoder
 
 HEADS = {1: "sigmoid", 3: "softmax"}
 EXTRAS = ["\n", "a, b", 'say "hi"', "漢字 🎸", "NA", "007", ""]
@@ -37,7 +37,7 @@ def invoke(*argv):
     try:
         return CliRunner().invoke(app, [str(entry) for entry in argv])
     finally:
-        for name in ("cross_trainer", "cross_trainer.columns", "cross_trainer.trainer"):
+        for name in ("cross_trainer", "cross_trainer.data.columns", "cross_trainer.training.trainer"):
             logging.getLogger(name).setLevel(logging.NOTSET)
 
 

@@ -85,8 +85,17 @@ class _Handler(BaseHTTPRequestHandler):
         if files is None:
             self._json({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
             return
-        self._json({"id": name, "sha": COMMIT, "tags": [], "private": False, "gated": False, "disabled": False,
-                    "siblings": [{"rfilename": file} for file in files]})  # fmt: skip
+        self._json(
+            {
+                "id": name,
+                "sha": COMMIT,
+                "tags": [],
+                "private": False,
+                "gated": False,
+                "disabled": False,
+                "siblings": [{"rfilename": file} for file in files],
+            }
+        )
 
     def _file(self, kind: str, name: str, file: str) -> None:
         data = self.hub.repositories.get((kind.strip("/"), name), {}).get(file)

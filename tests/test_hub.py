@@ -87,10 +87,28 @@ def test_a_recipe_trains_a_model_and_a_data_set_of_the_hub_and_pushes(hub, tmp_p
     data = text.getvalue().encode()
     hub.repositories["datasets", "somebody/questions"] = {"train.csv": data, "validation.csv": data}
     done = run(
-        hub, tmp_path / "cache", str(RECIPES / "quora.py"), "--model", "somebody/small", "--dataset", "somebody/questions", "--use_cpu",
-        "--dataset_config", "default", "--output_dir", str(tmp_path / "output"), "--num_train_epochs", "1",
-        "--report_to", "none", "--push_to_hub", "--hub_model_id", "somebody/trained", "--hub_token", "hf_secret",
-    )  # fmt: skip
+        hub,
+        tmp_path / "cache",
+        str(RECIPES / "quora.py"),
+        "--model",
+        "somebody/small",
+        "--dataset",
+        "somebody/questions",
+        "--use_cpu",
+        "--dataset_config",
+        "default",
+        "--output_dir",
+        str(tmp_path / "output"),
+        "--num_train_epochs",
+        "1",
+        "--report_to",
+        "none",
+        "--push_to_hub",
+        "--hub_model_id",
+        "somebody/trained",
+        "--hub_token",
+        "hf_secret",
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "average_precision" in done.stdout
     uploaded = hub.repositories["models", "somebody/trained"]
@@ -102,9 +120,17 @@ def test_a_recipe_trains_a_model_and_a_data_set_of_the_hub_and_pushes(hub, tmp_p
 def test_a_name_that_the_hub_doesnt_know(hub, tmp_path):
     put_model(hub, tmp_path / "model", "somebody/small")
     done = run(
-        hub, tmp_path / "cache", str(RECIPES / "quora.py"), "--model", "somebody/small", "--dataset", "nobody/nothing", "--output_dir",
-        str(tmp_path), "--use_cpu",
-    )  # fmt: skip
+        hub,
+        tmp_path / "cache",
+        str(RECIPES / "quora.py"),
+        "--model",
+        "somebody/small",
+        "--dataset",
+        "nobody/nothing",
+        "--output_dir",
+        str(tmp_path),
+        "--use_cpu",
+    )
     assert done.returncode == 2
     assert [
         line

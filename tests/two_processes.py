@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from conftest import build_model, build_tokenizer
-from test_trainer import arguments, lists, pairs
+from training.test_trainer import arguments, lists, pairs
 
 from cross_trainer import CrossEncoderTrainer, LambdaLoss
 

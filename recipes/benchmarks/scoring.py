@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 from transformers.utils import logging as transformers_logging
 
-from cross_trainer.cross_encoder import CrossEncoder
+from cross_trainer.scoring.cross_encoder import CrossEncoder
 
 Pairs = list[tuple[str, str]]
 OURS = "cross_trainer"
@@ -42,8 +42,14 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", help="csv files of pairs, with a header")
-    parser.add_argument("--columns", nargs=2, action="append", metavar=("FIRST", "SECOND"), default=[],
-                        help="columns of the two texts, once for all files or once a file; default: the first two")  # fmt: skip
+    parser.add_argument(
+        "--columns",
+        nargs=2,
+        action="append",
+        metavar=("FIRST", "SECOND"),
+        default=[],
+        help="columns of the two texts, once for all files or once a file; default: the first two",
+    )
     parser.add_argument(
         "--model", help="a sequence classifier; default: the packaged MiniLM (extra demo) with a new head"
     )

@@ -34,8 +34,9 @@ from transformers import (
 )
 
 from cross_trainer import BinaryCrossEntropyLoss, CrossEncoderTrainer, PairCollator
-from cross_trainer.columns import Columns, resolve_columns, survey
-from cross_trainer.files import load_splits
+from cross_trainer.data.columns import Columns, resolve_columns
+from cross_trainer.data.splits import load_splits
+from cross_trainer.data.survey import survey
 
 CONTENDERS = ("ours", "sentence-transformers", "Trainer", "Trainer, grouped by length")
 
@@ -118,10 +119,18 @@ def load(options: argparse.Namespace) -> Any:
 def standard_arguments(options: argparse.Namespace, folder: str, **more: Any) -> dict[str, Any]:
     """The same for every contender."""
     return {
-        "output_dir": folder, "per_device_train_batch_size": options.batch_size, "max_steps": options.steps, "learning_rate": 2e-5,
-        "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 1, "bf16": options.bf16,
-        "dataloader_pin_memory": torch.cuda.is_available(), **more,
-    }  # fmt: skip
+        "output_dir": folder,
+        "per_device_train_batch_size": options.batch_size,
+        "max_steps": options.steps,
+        "learning_rate": 2e-5,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "bf16": options.bf16,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        **more,
+    }
 
 
 def build(name: str, options: argparse.Namespace, rows: Dataset, folder: str, clock: Clock) -> Any:
@@ -168,8 +177,11 @@ def build_theirs(options: argparse.Namespace, rows: Dataset, folder: str, clock:
         return DefaultBatchSampler(SequentialSampler(dataset), batch_size=batch_size, drop_last=drop_last)
 
     torch.manual_seed(0)
-    model = CrossEncoder(options.model, num_labels=1, config_kwargs={} if options.dropout else {
-        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})  # fmt: skip
+    model = CrossEncoder(
+        options.model,
+        num_labels=1,
+        config_kwargs={} if options.dropout else {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    )
     return CrossEncoderTrainer(
         model=model,
         args=CrossEncoderTrainingArguments(**standard_arguments(options, folder, batch_sampler=in_order)),
@@ -251,8 +263,10 @@ def report(options: argparse.Namespace, rows: Dataset, results: dict[str, list[t
         step = statistics.median(clock.step for clock, _ in rounds)
         memory = max(memory for _, memory in rounds)
         loss = rounds[-1][0].losses[-1]
-        print(f"{name:<28}{step * 1e3:>9.0f}{options.batch_size / step:>9.0f}{tokens / step:>10.0f}{needed / step / best:>9.0%}"
-              f"{memory:>7.0f}{loss:>11.5f}{step / ours:>8.2f}x")  # fmt: skip
+        print(
+            f"{name:<28}{step * 1e3:>9.0f}{options.batch_size / step:>9.0f}{tokens / step:>10.0f}{needed / step / best:>9.0%}"
+            f"{memory:>7.0f}{loss:>11.5f}{step / ours:>8.2f}x"
+        )
     if not options.dropout and "Trainer" in results:
         pairs = zip(results["ours"][0][0].losses, results["Trainer"][0][0].losses, strict=True)
         print(f"\nlargest difference of a step's loss to the padded run: {max(abs(a - b) for a, b in pairs):.1e}")

@@ -1,0 +1,287 @@
+"""Rank the documents of one table for the queries of another, as a TREC run or as jsonl.
+
+    rank_files("queries.tsv", "corpus.jsonl.gz", "reranked.trec", "output/rerank", candidates="bm25.trec", top_k=100)
+
+Queries and documents have an id and a text; candidates are a TREC run or a table of query and document ids. Everything is checked before
+the model is loaded. One stream of pairs runs through the model, whatever the queries' lengths. Ids are in memory, and so are the
+candidates; texts are on disk. Messages name the options of the command line, as `cross-trainer rank` is this function.
+
+Shapes: D documents of a query.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import tempfile
+import weakref
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from cross_trainer.commands.score import WINDOW, load_model, score_windows
+from cross_trainer.data.columns import LABEL_NAMES
+from cross_trainer.data.tables import (
+    Format,
+    Name,
+    Row,
+    check_output,
+    column_names,
+    open_writer,
+    read_rows,
+    replacing,
+    require_columns,
+    shortest,
+    table_format,
+)
+from cross_trainer.data.trec import add_document, check_id, read_run, run_lines
+from cross_trainer.errors import ConfigurationError, DataError
+
+if TYPE_CHECKING:
+    from cross_trainer.scoring.cross_encoder import CrossEncoder
+
+logger = logging.getLogger(__name__)
+
+Ranking: TypeAlias = tuple[str, dict[str, float]]
+Plan: TypeAlias = Mapping[str, Sequence[str]]
+
+QUERY_NAMES = ("qid", "query_id", "query-id")
+DOCUMENT_NAMES = ("docid", "doc_id", "corpus-id", "corpus_id", "document_id", "pid")
+ID_NAMES = ("id", "_id", *QUERY_NAMES, *DOCUMENT_NAMES)
+RANKING_SUFFIXES = {".trec": "trec", ".run": "trec", ".txt": "trec", ".jsonl": "jsonl"}
+
+
+def rank_files(
+    queries: Name,
+    corpus: Name,
+    output: Name,
+    model: str,
+    *,
+    candidates: Name | None = None,
+    top_k: int | None = None,
+    form: str | None = None,
+    query_id: str | None = None,
+    query_text: str | None = None,
+    document_id: str | None = None,
+    document_text: str | None = None,
+    window: int = WINDOW,
+    overwrite: bool = False,
+    **options: Any,
+) -> None:
+    """Write each query's documents, best first, equal scores by id.
+
+    Args:
+        queries: A table with the columns of an id and a text.
+        corpus: A table of documents, likewise.
+        output: What to write. A line of a jsonl is `{"query_id": ..., "ranking": [{"id": ..., "score": ...}, ...]}`.
+        model: A name on the Hub or a folder, of a model with one label.
+        candidates: What to rank: a TREC run, or a table of query and document ids. Default: everything.
+        top_k: Documents to write for each query. Default: all.
+        form: "trec" or "jsonl". Default: by the name of `output`.
+        query_id: The column of ids in `queries`. Default: the first of `ID_NAMES`.
+        query_text: The column of texts there. Default: `text`, or the first of text.
+        document_id: As `query_id`, in `corpus`.
+        document_text: As `query_text`, in `corpus`.
+        window: Pairs that are sorted by length and scored together.
+        overwrite: Replace `output`.
+        options: Of `CrossEncoder`, such as `device` and `max_length`.
+
+    Raises:
+        ConfigurationError: The model can't be loaded or has several labels, or `output` is there or has an unknown ending.
+        DataError: A row can't be read, an id isn't unique or not one that a run can hold, or a candidate isn't in the corpus.
+    """
+    form = _ranking_format(Path(output), form)
+    check_output(output, overwrite)
+    asked = TextStore(_identified(queries, query_id, query_text, "query"), kind="query")
+    wanted = None if candidates is None else _read_candidates(Path(candidates), asked.ids)
+    named = None if wanted is None else set(itertools.chain.from_iterable(wanted.values()))
+    documents = TextStore(_identified(corpus, document_id, document_text, "document"), named)
+    plan = _plan(asked, wanted, documents)
+    if form == "trec":
+        for name in plan:
+            check_id(name, "a query")
+        for name in documents.ids:
+            check_id(name, "a document")
+    encoder = load_model(model, **options)
+    if encoder.num_labels != 1:
+        raise ConfigurationError(
+            f"{model} has {encoder.num_labels} labels, so there is no one score to rank by. Take `cross-trainer score`."
+        )
+    with replacing(output) as path:
+        _write(path, form, _rank(encoder, asked, documents, plan, top_k, window))
+    logger.info("Wrote %s.", output)
+
+
+def choose_text(path: Name, first: Row, asked: str | None, option: str, ids: Collection[str] = ID_NAMES) -> str:
+    """The column of a table's texts: the one asked for, else `text`, else the first of text that is no id and no label.
+
+    Raises:
+        DataError: It isn't there.
+    """
+    others = [name for name in first if name not in ids and name not in LABEL_NAMES]
+    texts = [name for name in others if isinstance(first[name], str | None)]
+    if asked is None and not texts:
+        raise DataError(f"{path} has no column of text beside {', '.join(map(repr, first))}. Name it with {option}.")
+    column = asked if asked is not None else "text" if "text" in texts else texts[0]
+    require_columns(path, list(first), [column], option)
+    return column
+
+
+class TextStore:
+    """Texts by their position, kept in a temporary file on disk, and their ids in memory.
+
+    Args:
+        entries: (id, text) of each, read once.
+        wanted: The ids to keep. Default: all.
+        kind: What they are, for messages.
+
+    Attributes:
+        ids: Each id's position, in the order read.
+
+    Raises:
+        DataError: An id occurs twice.
+    """
+
+    def __init__(
+        self, entries: Iterable[tuple[str, str]], wanted: Collection[str] | None = None, kind: str = "document"
+    ) -> None:
+        self.ids: dict[str, int] = {}
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the store
+        weakref.finalize(self, self._file.close)
+        self._ends = array("q", [0])
+        for name, text in entries:
+            if wanted is not None and name not in wanted:
+                continue
+            if self.ids.setdefault(name, position := len(self.ids)) != position:
+                raise DataError(f"The {kind} id {name!r} occurs twice. Keep one of its rows.")
+            self._file.write(text.encode())
+            self._ends.append(self._file.tell())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, position: int) -> str:
+        start, end = self._ends[position : position + 2]
+        self._file.seek(start)
+        return self._file.read(end - start).decode()
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def _ranking_format(output: Path, form: str | None) -> str:
+    found = RANKING_SUFFIXES.get(output.suffix.lower()) if form is None else form
+    if found not in {"trec", "jsonl"}:
+        raise ConfigurationError(
+            f"{output}: expected --format trec or jsonl, or a name that ends in {', '.join(RANKING_SUFFIXES)}."
+        )
+    return found
+
+
+def _identified(path: Name, id_column: str | None, text_column: str | None, kind: str) -> Iterator[tuple[str, str]]:
+    """(id, text) of each row of a table; numbers as ids become strings, as a run holds them."""
+    first = next(read_rows(path), None)
+    if first is None:
+        raise DataError(f"{path} has no rows.")
+    id_column = _first_of(ID_NAMES, first) if id_column is None else id_column
+    if id_column is None:
+        raise DataError(
+            f"{path} has no column {', '.join(ID_NAMES)}, but {list(first)}. Name the ids with --{kind}-id."
+        )
+    require_columns(path, list(first), [id_column], f"--{kind}-id")
+    text_column = choose_text(path, first, text_column, f"--{kind}-text", (*ID_NAMES, id_column))
+    logger.info("%s: ids from %r, texts from %r", path, id_column, text_column)
+    for index, row in enumerate(read_rows(path, [id_column, text_column])):
+        name, text = row.get(id_column), row.get(text_column)
+        if not isinstance(name, str | int) or isinstance(name, bool):
+            raise DataError(
+                f"{path}, column {id_column!r}, row {index}: {name!r} is no id. Give every row a string or a whole number."
+            )
+        if not isinstance(text, str):
+            raise DataError(
+                f"{path}, column {text_column!r}, row {index}: expected a text, found {text!r:.60}. Filter such rows out."
+            )
+        yield str(name), text
+
+
+def _read_candidates(path: Path, queries: Collection[str]) -> Plan:
+    """Query id to document ids, from a TREC run or a table, of the queries that are there."""
+    wanted: Mapping[str, Mapping[str, Any]] = read_run(path) if table_format(path) is None else _read_id_pairs(path)
+    unknown, without = sum(name not in queries for name in wanted), sum(name not in wanted for name in queries)
+    if without == len(queries):
+        raise DataError(f"{path} has candidates for none of the {without} queries. Check --query-id and the file.")
+    if unknown or without:
+        logger.warning(
+            "Left out: %d queries without candidates, and the candidates of %d other queries.", without, unknown
+        )
+    return {name: list(documents) for name, documents in wanted.items() if name in queries}
+
+
+def _read_id_pairs(path: Path) -> dict[str, dict[str, int]]:
+    names = column_names(path)
+    query, document = _first_of(QUERY_NAMES, names), _first_of(DOCUMENT_NAMES, names)
+    if query is None or document is None:
+        raise DataError(
+            f"{path} has the columns {list(names)}. Name those of the ids, one of {', '.join(QUERY_NAMES)} and one of "
+            f"{', '.join(DOCUMENT_NAMES)}."
+        )
+    wanted: dict[str, dict[str, int]] = {}
+    for index, row in enumerate(read_rows(path, [query, document])):
+        add_document(wanted, str(row[query]), str(row[document]), index, f"{path}, row {index}")
+    return wanted
+
+
+def _first_of(known: Iterable[str], names: Collection[str]) -> str | None:
+    return next((name for name in known if name in names), None)
+
+
+# -- ranking -----------------------------------------------------------------------------------------------------------
+
+
+def _plan(queries: TextStore, wanted: Plan | None, documents: TextStore) -> Plan:
+    """Which documents to rank for each query, by id, so that a stable sort by score leaves equal scores in the order of a run."""
+    if wanted is None:
+        everything = sorted(documents.ids)
+        logger.info(
+            "No candidates: every query is scored against the whole corpus, %d x %d pairs.",
+            len(queries),
+            len(documents),
+        )
+        return dict.fromkeys(queries.ids, everything)
+    for query, names in wanted.items():
+        for name in names:
+            if name not in documents.ids:
+                raise DataError(
+                    f"The corpus has no document {name!r}, a candidate for query {query!r}. Check --document-id and the file."
+                )
+    return {query: sorted(wanted[query]) for query in queries.ids if query in wanted}
+
+
+def _rank(
+    encoder: CrossEncoder, queries: TextStore, documents: TextStore, plan: Plan, top_k: int | None, window: int
+) -> Iterator[Ranking]:
+    """Each query's documents and scores, best first."""
+    import numpy as np
+
+    pairs = (
+        (queries[queries.ids[query]], documents[documents.ids[name]]) for query, names in plan.items() for name in names
+    )
+    parts = score_windows(encoder, pairs, sum(map(len, plan.values())), window)
+    scores = itertools.chain.from_iterable(part[:, 0] for part in parts)
+    for query, names in plan.items():
+        values = np.fromiter(itertools.islice(scores, len(names)), np.float32, len(names))
+        best = np.argsort(-values, kind="stable")[:top_k]
+        yield query, dict(zip((names[index] for index in best), shortest(values[best]), strict=True))
+
+
+def _write(path: Path, form: str, rankings: Iterable[Ranking]) -> None:
+    """Write one ranking after the other, of which each is in memory at a time."""
+    if form == "trec":
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            for query, scores in rankings:
+                file.writelines(run_lines(query, scores))
+        return
+    with open_writer(path, Format("jsonl"), ["query_id", "ranking"]) as write:
+        for query, scores in rankings:
+            write({"query_id": query, "ranking": [{"id": name, "score": value} for name, value in scores.items()]})

@@ -1,0 +1,146 @@
+"""The recipe that knows no task: train on any labelled data and measure on it; columns, loss and metrics follow from the data.
+
+    train_model(*parse_arguments(TrainArguments, GENERAL_DEFAULTS, ["--dataset", "pairs.csv"]))
+    measure_model(CrossEncoder("output"), rows, confidence=0.95)     # {"average_precision": 0.9, ...}
+
+`cross-trainer train` and `cross-trainer evaluate` are these functions.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import cross_trainer
+from cross_trainer.commands.arguments import RecipeArguments, finish, load_tokenizer
+from cross_trainer.data.columns import resolve_columns
+from cross_trainer.data.splits import load_splits
+from cross_trainer.data.tables import require_columns
+from cross_trainer.errors import ConfigurationError, DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import TrainingArguments
+
+    from cross_trainer.training.trainer import CrossEncoderTrainer
+
+logger = logging.getLogger(__name__)
+
+BY_KIND = "by the labels"
+GENERAL_DEFAULTS = {"output_dir": "output", "metric_for_best_model": BY_KIND}
+MAIN_METRICS = {
+    "BinaryMetrics": "average_precision",
+    "CorrelationMetrics": "spearman",
+    "MulticlassMetrics": "accuracy",
+    "MultilabelMetrics": "f1_micro",
+    "RankingMetrics": "ndcg@10",
+}
+"""By which metric the best checkpoint is chosen, for each kind of labels."""
+
+
+@dataclass
+class TrainArguments(RecipeArguments):
+    """Arguments of `cross-trainer train`, beside all `TrainingArguments`."""
+
+    demo: bool = field(default=False, init=False)  # the recipes' affair, which know a task
+    swap: bool = field(default=False, metadata={"help": "Train on the texts in either order."})
+    loss: str | None = field(
+        default=None,
+        metadata={"help": "A loss, as MSELoss or \"MSELoss(activation='identity')\". Default: by the labels."},
+    )
+    in_batch_negatives: int = field(
+        default=0, metadata={"help": "Other rows' positives that a row (query, positive) is trained against."}
+    )
+
+
+def train_model(arguments: TrainArguments, training_arguments: TrainingArguments) -> None:
+    """Train a model on a data set, evaluate it, save it and show what it makes of three pairs.
+
+    Raises:
+        ConfigurationError: The data set, the model or the loss isn't there.
+        DataError: The data can't be trained on.
+    """
+    from cross_trainer.data.collator import PairCollator
+    from cross_trainer.training.trainer import CrossEncoderTrainer
+
+    if not arguments.dataset:
+        raise ConfigurationError("--dataset is missing: a file, a folder or the id of a data set on the Hub.")
+    splits = load_splits(arguments.dataset, arguments.dataset_config, training_arguments.seed)
+    check_columns(arguments.dataset, splits["train"], arguments.columns(), arguments.in_batch_negatives)
+    trainer = CrossEncoderTrainer(
+        arguments.model,
+        training_arguments,
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        data_collator=PairCollator(
+            load_tokenizer(arguments.model),
+            arguments.max_length,
+            columns=arguments.columns(),
+            swap=arguments.swap,
+            in_batch_negatives=arguments.in_batch_negatives,
+        ),
+        compute_loss_func=None if arguments.loss is None else make_loss(arguments.loss),
+        padding_free=arguments.padding_free,
+        max_tokens=arguments.max_tokens,
+    )
+    _choose_best_by(trainer)
+    trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint)
+    finish(trainer, splits)
+
+
+def make_loss(written: str) -> Any:
+    """A loss from how it is written: "LambdaLoss", or "MSELoss(activation='identity')".
+
+    Raises:
+        ConfigurationError: There is no such loss, or it doesn't take these arguments.
+    """
+    from cross_trainer.training import losses
+
+    names = [name for name in cross_trainer.__all__ if name.endswith("Loss")]
+    try:
+        call = ast.parse(written if "(" in written else f"{written}()", mode="eval").body
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in names and not call.args:
+            options = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+            return getattr(losses, call.func.id)(**options)
+    except (SyntaxError, ValueError, TypeError) as error:
+        raise ConfigurationError(
+            f"--loss {written}: {error}. Expected a loss and its options: MSELoss(activation='identity')."
+        ) from error
+    raise ConfigurationError(
+        f"--loss {written}: expected one of {', '.join(names)}, with options by name in parentheses."
+    )
+
+
+def _choose_best_by(trainer: CrossEncoderTrainer) -> None:
+    """Let the metric that matters for the data's labels choose the best checkpoint, unless one was asked for."""
+    if trainer.args.metric_for_best_model != BY_KIND:
+        return
+    metric = MAIN_METRICS.get(type(trainer.compute_metrics).__name__, "loss")
+    trainer.args.metric_for_best_model = metric
+    trainer.args.greater_is_better = metric != "loss"
+    if trainer.args.load_best_model_at_end:
+        logger.info(
+            "The best checkpoint is the one with the %s %s.", "lowest" if metric == "loss" else "highest", metric
+        )
+
+
+def check_columns(
+    source: str, rows: Dataset, columns: tuple[str, ...] | None = None, in_batch_negatives: int = 0
+) -> None:
+    """Find out what is missing in words of the command line.
+
+    Raises:
+        DataError: The data set lacks a column that was named, two texts, or a label.
+    """
+    names, option = rows.column_names, "--text-columns FIRST SECOND --label-column LABEL"
+    require_columns(source, names, columns or (), option)
+    try:
+        found = resolve_columns(rows, columns, in_batch_negatives)
+    except DataError as error:
+        raise DataError(
+            f"{source}: two texts aren't to be found in {len(rows)} rows of {names}. Name them with {option}."
+        ) from error
+    if found.label is None and not found.grouped:
+        raise DataError(f"{source} has no label among the columns {names}. Name it with {option}.")

@@ -1,0 +1,1 @@
+"""What a row is, from any source to a batch."""

@@ -1,0 +1,165 @@
+"""Rows about the same query, brought together: one label a row becomes one list of labels a query.
+
+    pairs = [("how to cook", "boil it", 1), ("why is it blue", "it scatters", 1), ("how to cook", "eat it raw", 0)]
+    group_by_query(pairs)[0]    # {'text_1': 'how to cook', 'documents': ['boil it', 'eat it raw'], 'labels': [1, 0]}
+
+Ranking losses and metrics want that shape, which `cross_trainer.data.columns` calls a list. Mining groups its rows by the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from cross_trainer.data.columns import Columns, Rows, resolve_columns
+from cross_trainer.data.survey import Survey, read_batches, survey
+from cross_trainer.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+
+DOCUMENTS, LABELS = "documents", "labels"
+TABLE_ROWS = 1_000  # queries in a table: a column of lists holds 2 GiB of text at most
+
+
+@dataclass
+class Group:
+    """A query and what was said about it.
+
+    Args:
+        query: The text of its first row.
+        documents: Each document once, in order of first appearance: its key, its text and the highest of its labels (1 where
+            rows have none).
+    """
+
+    query: str
+    documents: dict[str, tuple[str, float]] = field(default_factory=dict)
+
+
+def group_by_query(dataset: Rows, columns: Columns | Sequence[str] | None = None) -> Dataset:
+    """Turn rows `(query, document, label)` into one row per query, in the order in which queries first appear.
+
+    Queries and documents are the same where their texts are equal, letter by letter. A document that occurs more than once for a
+    query is kept once, where it occurred first and with its highest label.
+
+    Args:
+        dataset: Rows of any type that `cross_trainer.data.columns` reads, each with a number as its label.
+        columns: The names `(query, document)` or `(query, document, label)`, where they aren't the first ones.
+
+    Returns:
+        Rows `(query, documents, labels)` with the data's own name for the query: lists of texts and of as many labels, integers
+        if all labels are (booleans count as such), else floats.
+
+    Raises:
+        DataError: No row, a text that is None, a label that is missing or no number, rows of another shape, or a query column
+            that is called like one of the other two. The message names the column and the row.
+        ConfigurationError: `columns` holds neither two nor three names.
+    """
+    import pyarrow as pa
+
+    resolved, found, groups = read_groups(dataset, columns)
+    if resolved.label is None:
+        raise DataError(
+            "Grouping needs labels, and no column is called 'label', 'labels', 'score' or 'scores'. "
+            "Name it with columns=(query, document, label)."
+        )
+    number = pa.int64() if found.integers else pa.float64()
+    schema = list_schema(resolved.query, number)
+    rows = [(group.query, *map(list, zip(*group.documents.values(), strict=True))) for group in groups]
+    return to_dataset([to_table(rows[at : at + TABLE_ROWS], schema) for at in range(0, len(rows), TABLE_ROWS)])
+
+
+def read_groups(
+    dataset: Rows, columns: Columns | Sequence[str] | None = None, key: Callable[[str], str] = str
+) -> tuple[Columns, Survey, list[Group]]:
+    """Check all rows, then read them query by query.
+
+    Args:
+        dataset: Rows `(query, document[, label])`.
+        columns: As in `resolve_columns`.
+        key: What two texts have in common where they count as the same.
+
+    Returns:
+        The columns, what `survey` found and the groups in the order in which queries first appear. Labels are integers if all
+        labels are, else floats.
+
+    Raises:
+        DataError: A row can't be read, rows have another shape or labels are no numbers.
+    """
+    rows = (
+        list(dataset) if isinstance(dataset, Iterator) else dataset
+    )  # an iterator is used up by looking at its first row
+    resolved = resolve_columns(rows, columns)
+    if resolved.shape != "pair":
+        raise DataError(
+            f"Expected rows (query, document) or (query, document, label), found a row of {resolved.names}, in which there "
+            "is more than one document or none. Name the two columns of text with columns=(query, document)."
+        )
+    found = survey(rows, resolved)
+    if found.kind == "multi" or found.names:
+        what = "lists" if found.kind == "multi" else f"the class names {sorted(found.names)[:5]}"
+        raise DataError(
+            f"Column {resolved.label!r} holds {what}, where a number is needed that says how well a document answers "
+            "its query. Map them to numbers with dataset.map, or name another column."
+        )
+    groups: dict[str, Group] = {}
+    for query, document, label in _rows(rows, resolved):
+        group = groups.setdefault(key(query), Group(query))
+        name, value = key(document), int(label) if found.integers else float(label)
+        text, highest = group.documents.get(name, (document, value))
+        group.documents[name] = (text, max(highest, value))
+    return resolved, found, list(groups.values())
+
+
+def list_schema(query: str, number: pa.DataType) -> pa.Schema:
+    """The columns `(query, documents, labels)`.
+
+    Raises:
+        DataError: See `new_schema`.
+    """
+    import pyarrow as pa
+
+    return new_schema([(query, pa.string()), (DOCUMENTS, pa.list_(pa.string())), (LABELS, pa.list_(number))])
+
+
+def new_schema(fields: Sequence[tuple[str, pa.DataType]]) -> pa.Schema:
+    """The columns of a result.
+
+    Raises:
+        DataError: A column of the data set would be called like another one of the result.
+    """
+    import pyarrow as pa
+
+    names = [name for name, _ in fields]
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(
+                f"The result's columns would be {names}, with {name!r} twice. Rename that column first, with "
+                f"dataset.rename_column({name!r}, ...) for instance."
+            )
+    return pa.schema(fields)
+
+
+def to_table(rows: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.Table:
+    """Rows as a table, so that not all of a result has to exist as Python objects at once."""
+    import pyarrow as pa
+
+    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
+    return pa.table([pa.array(values, kind) for values, kind in zip(columns, schema.types, strict=True)], schema=schema)
+
+
+def to_dataset(tables: Sequence[pa.Table]) -> Dataset:
+    """Tables of equal columns as one data set, without copying them."""
+    import pyarrow as pa
+    from datasets import Dataset
+
+    return Dataset(pa.concat_tables(tables))
+
+
+def _rows(dataset: Rows, columns: Columns) -> Iterator[tuple[str, str, Any]]:
+    (document,) = columns.documents
+    for _, batch in read_batches(dataset, columns.names):
+        labels = batch[columns.label] if columns.label is not None else [1] * len(batch[document])
+        yield from zip(batch[columns.query], batch[document], labels, strict=True)

@@ -1,0 +1,263 @@
+"""Whether all rows of a data set can be trained on."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cross_trainer.data.columns import IGNORED_LABEL, Columns, Rows, as_mapping, is_list, iterate, unknown_class
+from cross_trainer.errors import DataError, short
+
+logger = logging.getLogger(__name__)
+
+
+BATCH_ROWS = 10_000
+
+
+@dataclass
+class Survey:
+    """What one reading of a data set found.
+
+    `kind` is what the labels are: "none", "binary" (nothing but 0 and 1), "class" (other integers, or names), "real" (other
+    numbers), "multi" (lists of C numbers), "list" (one number a document) or "margin" (one number for two documents).
+    `minimum` and `maximum` are the range of numeric labels, `integers` tells that all were of an integer type, `whole` that none
+    had a fraction, `names` holds the class names found as labels, `class_names` all of them in the order of their index.
+    """
+
+    rows: int = 0
+    empty_texts: int = 0
+    kind: str = "none"
+    minimum: float = math.inf
+    maximum: float = -math.inf
+    class_names: tuple[str, ...] | None = None
+    width: int = 0
+    without_positive: int = 0
+    integers: bool = True
+    whole: bool = True
+    names: set[str] = field(default_factory=set)
+
+
+def survey(dataset: Rows, columns: Columns) -> Survey:
+    """Read a mapped data set once, a batch at a time, and check every row.
+
+    Raises:
+        DataError: A text is None or no string, a label is None, NaN, infinite, of another length than before or than its
+            documents, or -100, which marks entries to ignore. The message names the column, the row and the remedy.
+    """
+    found = Survey()
+    for start, batch in read_batches(dataset, columns.names):
+        for name in (columns.query, *columns.documents) if columns.shape != "tokens" else ():
+            found.empty_texts += _check_texts(
+                batch[name], name, start, listed=columns.shape == "list" and name != columns.query
+            )
+        if columns.label is not None:
+            _check_labels(batch, columns, start, found)
+        found.rows += len(batch[columns.query])
+    if not found.rows:
+        raise DataError(
+            "The data set is empty: it has no row to train or evaluate on. Check the split and the filters."
+        )
+    if found.names:
+        found.class_names = tuple(sorted(found.names))
+    elif columns.class_names is not None:
+        found.class_names = columns.class_names
+    if found.kind == "number":
+        found.kind = _number_kind(found, columns)
+    if found.empty_texts:
+        logger.warning("%d of the texts are empty. They are scored as they are.", found.empty_texts)
+    if found.without_positive:
+        logger.info("%d of %d lists have no label above 0.", found.without_positive, found.rows)
+    return found
+
+
+def check_range(dataset: Rows, columns: Columns, found: Survey, low: float, high: float, remedy: str) -> None:
+    """Check that numeric labels lie in [low, high].
+
+    Raises:
+        DataError: Names the column, the range found, the first row outside and the remedy.
+    """
+    if found.minimum >= low and found.maximum <= high:
+        return
+    assert columns.label is not None
+    for start, batch in read_batches(dataset, [columns.label]):
+        for offset, value in enumerate(batch[columns.label]):
+            outside = [entry for entry in _flat(value) if not low <= entry <= high]
+            if outside:
+                raise DataError(
+                    f"Column {columns.label!r}, row {start + offset}: label {short(outside[0])} is outside [{low:g}, {high:g}]; "
+                    f"the labels range from {found.minimum:g} to {found.maximum:g}. {remedy}"
+                )
+
+
+def check_classes(dataset: Rows, columns: Columns, found: Survey, num_labels: int) -> None:
+    """Check that every class has a place among the model's `num_labels`.
+
+    Raises:
+        DataError: A class index is outside [0, num_labels) or a class name is unknown to the model.
+    """
+    if found.class_names is not None and columns.label2id is not None:
+        unknown = [name for name in found.class_names if name not in columns.label2id]
+        if unknown:
+            row = _first_row_with(dataset, columns, unknown[0])
+            raise DataError(unknown_class(columns.label, row, unknown[0], columns.label2id))
+    if not found.names:
+        count = len(found.class_names) if found.class_names is not None else num_labels
+        remedy = f"The model has num_labels={num_labels}. Load it with more labels, or filter such rows out (-1 often means no label)."
+        check_range(dataset, columns, found, 0, count - 1, remedy)
+
+
+def text_lengths(dataset: Rows, columns: Columns) -> list[int]:
+    """Each row's length: tokens where it is tokenised, else characters over all its texts; for grouping by length."""
+    if columns.shape == "tokens":
+        return [len(ids) for _, batch in read_batches(dataset, [columns.query]) for ids in batch[columns.query]]
+    lengths: list[int] = []
+    names = [columns.query, *columns.documents]
+    for _, batch in read_batches(dataset, names):
+        per_column = [
+            [sum(map(len, value)) if isinstance(value, list) else len(value) for value in batch[name]] for name in names
+        ]
+        lengths.extend(map(sum, zip(*per_column, strict=True)))
+    return lengths
+
+
+def read_batches(dataset: Rows, names: list[str]) -> Iterator[tuple[int, Mapping[str, list[Any]]]]:
+    """(index of the first row, {column: values}) of `BATCH_ROWS` rows at a time."""
+    if hasattr(dataset, "select_columns") and hasattr(dataset, "with_format"):
+        plain = dataset.with_format(None).select_columns(names)
+        for number, batch in enumerate(plain.iter(batch_size=BATCH_ROWS)):
+            yield number * BATCH_ROWS, batch
+        return
+    start, rows = 0, []
+    for row in iterate(dataset):
+        rows.append(as_mapping(row))
+        if len(rows) == BATCH_ROWS:
+            yield start, _transpose(rows, names, start)
+            start, rows = start + len(rows), []
+    if rows:
+        yield start, _transpose(rows, names, start)
+
+
+def _transpose(rows: list[Mapping[str, Any]], names: list[str], start: int) -> dict[str, list[Any]]:
+    for offset, row in enumerate(rows):
+        for name in names:
+            if name not in row:
+                raise DataError(
+                    f"Column {name!r}, row {start + offset}: missing; the row has {list(row)}. Give every row the same columns."
+                )
+    return {name: [row[name] for row in rows] for name in names}
+
+
+def _first_row_with(dataset: Rows, columns: Columns, name: str) -> int | None:
+    assert columns.label is not None
+    for start, batch in read_batches(dataset, [columns.label]):
+        if name in batch[columns.label]:
+            return start + batch[columns.label].index(name)
+    return None
+
+
+def _check_texts(values: list[Any], name: str, start: int, *, listed: bool) -> int:
+    """Check one column's texts and count the empty ones."""
+    empty = 0
+    for offset, value in enumerate(values):
+        if listed and (not is_list(value) or not value):
+            raise DataError(
+                f"Column {name!r}, row {start + offset}: expected a list of documents with at least one, "
+                f"found {short(value)}. Filter such rows out."
+            )
+        for text in value if listed else (value,):
+            if not isinstance(text, str):
+                raise DataError(
+                    f"Column {name!r}, row {start + offset}: expected a text, found {short(text)} ({type(text).__name__}). "
+                    f"Filter such rows out, with dataset.filter(lambda row: row[{name!r}] is not None) for instance, "
+                    "or turn them into strings."
+                )
+            empty += not text
+    return empty
+
+
+def _check_labels(batch: Mapping[str, list[Any]], columns: Columns, start: int, found: Survey) -> None:
+    """Check one batch of labels and widen what is known of them."""
+    assert columns.label is not None
+    name = columns.label
+    for offset, value in enumerate(batch[name]):
+        row = start + offset
+        label = value.tolist() if hasattr(value, "tolist") else value
+        if isinstance(label, str):
+            found.names.add(label)
+        kind = "class" if isinstance(label, str) else "multi" if is_list(label) else "number"
+        if columns.grouped:
+            kind = "list" if is_list(label) else "margin"
+            documents = batch[columns.documents[0]][offset] if columns.shape == "list" else columns.documents
+            _check_list(label, documents, columns, row, found)
+        _check_numbers(label, name, row, found)
+        if found.kind not in {"none", kind}:
+            raise DataError(
+                f"Column {name!r}, row {row}: label {short(label)} is of another kind than those before it "
+                f"({found.kind}). Make all labels numbers, class names or lists."
+            )
+        if kind == "multi":
+            _check_width(label, name, row, found)
+        found.kind = kind
+
+
+def _check_numbers(label: Any, name: str, row: int, found: Survey) -> None:
+    for entry in _flat(label):
+        if isinstance(entry, str):
+            continue
+        if entry is None or not isinstance(entry, int | float):
+            raise DataError(
+                f"Column {name!r}, row {row}: expected a label, found {short(entry)}. Filter such rows out, "
+                f"with dataset.filter(lambda row: row[{name!r}] is not None) for instance."
+            )
+        if not math.isfinite(entry):
+            raise DataError(
+                f"Column {name!r}, row {row}: label {entry} is not finite. Filter such rows out or mend them."
+            )
+        if entry == IGNORED_LABEL:
+            raise DataError(
+                f"Column {name!r}, row {row}: label -100 marks entries to ignore. Filter the row out or rescale labels."
+            )
+        found.minimum = min(found.minimum, entry)
+        found.maximum = max(found.maximum, entry)
+        found.integers = found.integers and isinstance(entry, int)
+        found.whole = found.whole and entry == int(entry)
+
+
+def _check_list(label: Any, documents: Sequence[str], columns: Columns, row: int, found: Survey) -> None:
+    if not is_list(label):
+        if columns.shape == "tuple" and len(documents) == 2:  # a margin between positive and negative
+            return
+        raise DataError(
+            f"Column {columns.label!r}, row {row}: expected a list of {len(documents)} labels, one a document, "
+            f"found {short(label)}."
+        )
+    if len(label) != len(documents):
+        raise DataError(
+            f"Column {columns.label!r}, row {row}: {len(label)} labels for {len(documents)} documents. "
+            "Give each document one label."
+        )
+    found.without_positive += not any(isinstance(entry, int | float) and entry > 0 for entry in label)
+
+
+def _check_width(label: Sequence[Any], name: str, row: int, found: Survey) -> None:
+    if found.width not in {0, len(label)} or not label:
+        raise DataError(
+            f"Column {name!r}, row {row}: a list of {len(label)} labels, where earlier rows have {found.width or 'some'}. "
+            "Give every row one number (0 or 1) for each label."
+        )
+    found.width = len(label)
+
+
+def _number_kind(found: Survey, columns: Columns) -> str:
+    if columns.class_names is not None and len(columns.class_names) > 2:
+        return "class"
+    if found.minimum >= 0 and found.maximum <= 1 and found.whole:
+        return "binary"
+    return "class" if found.integers else "real"
+
+
+def _flat(value: Any) -> list[Any]:
+    return list(value) if is_list(value) else [value]

@@ -1,0 +1,1 @@
+"""How a batch runs: without padding, in pieces, in 8 bits."""

@@ -1,0 +1,359 @@
+"""Self-attention over the real tokens of a batch, laid end to end without padding.
+
+A padded batch of P rows of L tokens becomes one row of T real tokens. `Layout` says where each of them came from and which
+neighbours belong together; `flat_attention` lets every sequence attend to itself alone. Three ways of doing so, all exact:
+
+- `groups`: sequences of equal length stand side by side in the flat row, so each group is a view [n, heads, s, d] without a
+  copy or a mask, and one call per group does it. What measured fastest on CPUs.
+- `varlen`: `torch.nn.attention.varlen` on the flat tokens: CUDA, half precision, no attention dropout.
+- `repad`: queries, keys and values are padded for one `scaled_dot_product_attention` with a mask and its result is flattened
+  again. Works everywhere, needs nothing from the host, and is what `torch.compile` sees.
+
+Shapes: P rows, L tokens of a padded row, T real tokens of the batch, h heads, d width of a head, n sequences of s tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from cross_trainer.errors import ConfigurationError
+from cross_trainer.execution.dropout import draw_kept, kept_share
+
+logger = logging.getLogger(__name__)
+
+Kernel = Literal["groups", "varlen", "repad"]
+
+
+@dataclass(eq=False)
+class Layout:
+    """Where the real tokens of one padded batch are; made anew in every forward pass, shared by its layers.
+
+    Attributes:
+        index: [T] positions in the padded batch read as P * L tokens, in the order of the flat row.
+        mask: [P, L] true for real tokens.
+        groups: `(n, s)` for each run of n sequences of s tokens in the flat row; None where the lengths aren't known on the
+            host (inside `torch.compile`).
+        kernel: the way to compute attention, or None to choose by device, precision and dropout.
+    """
+
+    index: Tensor
+    mask: Tensor
+    groups: tuple[tuple[int, int], ...] | None = None
+    kernel: Kernel | None = None
+
+    @functools.cached_property
+    def boundaries(self) -> Tensor:
+        """[sequences + 1] int32: where each sequence starts in the flat row, and the end of the last one."""
+        lengths = (length for count, length in self.groups or () for _ in range(count))
+        ends = [0, *itertools.accumulate(lengths)]
+        return torch.tensor(ends, dtype=torch.int32, device=self.index.device)
+
+    def flatten(self, padded: Tensor) -> Tensor:
+        """[P, L, ...] to [T, ...]."""
+        return _apply(_Gather, padded.flatten(0, 1), self.index)
+
+    def pad(self, flat: Tensor) -> Tensor:
+        """[T, ...] to [P, L, ...], zeros at the padding."""
+        rows, length = self.mask.shape
+        return _apply(_Scatter, flat, self.index, rows * length).view(rows, length, *flat.shape[1:])
+
+
+def _apply(function: type[torch.autograd.Function], *args: object) -> Tensor:
+    """`function.apply`, typed."""
+    result: Tensor = function.apply(*args)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Gather(torch.autograd.Function):
+    """Select rows. The indices are unique, so that the gradient is copied back and not added up as in `index_select`."""
+
+    @staticmethod
+    def forward(ctx: Any, source: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.size = source.shape[0]
+        return source.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _apply(_Scatter, gradient, ctx.saved_tensors[0], ctx.size), None
+
+
+class _Scatter(torch.autograd.Function):
+    """Put rows at unique indices of a larger tensor of zeros: the transpose of `_Gather`."""
+
+    @staticmethod
+    def forward(ctx: Any, source: Tensor, index: Tensor, size: int) -> Tensor:
+        ctx.save_for_backward(index)
+        return source.new_zeros(size, *source.shape[1:]).index_copy_(0, index, source)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _apply(_Gather, gradient, ctx.saved_tensors[0]), None, None
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What one layer asks of attention: window counts a token itself, so that 1 sees nothing else; None sees everything."""
+
+    dropout: float
+    scaling: float
+    causal: bool
+    window: int | None
+
+
+def flat_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    causal: bool = False,
+    window: int | None = None,
+) -> Tensor:
+    """Attention of every sequence to itself.
+
+    Args:
+        query: [1, h, T, d].
+        key: [1, h or a divisor of it, T, d], likewise `value`.
+        value: see `key`.
+        layout: which tokens belong together.
+        dropout: probability in [0, 1) with which an attention weight is dropped; the caller passes 0 outside training.
+        scaling: factor of the scores; default 1 / sqrt(d).
+        causal: tokens see only themselves and what comes before.
+        window: tokens see others less than this many places away.
+
+    Returns:
+        [1, T, h, d].
+    """
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    settings = _Settings(dropout, query.shape[-1] ** -0.5 if scaling is None else scaling, causal, window)
+    kernel = layout.kernel or _choose(query, layout, settings)
+    if kernel != "varlen":
+        heads = query.shape[1]
+        key, value = _repeat_heads(key, heads), _repeat_heads(value, heads)
+    # Linear layers leave [T, h, d] contiguous in memory; the leading 1 and the transposition are views of it.
+    tokens = (query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1))
+    return _KERNELS[kernel](*tokens, layout, settings).unsqueeze(0)
+
+
+def _repeat_heads(states: Tensor, heads: int) -> Tensor:
+    """Grouped-query attention: each key and value head serves a run of query heads."""
+    return states if states.shape[1] == heads else states.repeat_interleave(heads // states.shape[1], dim=1)
+
+
+# --- choosing -----------------------------------------------------------------------------------------------------------
+
+
+def _choose(query: Tensor, layout: Layout, settings: _Settings) -> Kernel:
+    if (
+        layout.groups is None or torch.compiler.is_compiling()
+    ):  # a graph of the lengths would be compiled for every batch
+        return "repad"
+    if query.device.type == "cpu":
+        _log_choice("groups", "on the CPU one call for all sequences of a length measured fastest")
+        return "groups"
+    obstacle = _varlen_obstacle(query, settings)
+    if obstacle is None:
+        _log_choice("varlen", "flat tokens go to torch.nn.attention.varlen")
+        return "varlen"
+    _log_choice("repad", f"{obstacle}, so attention pads and masks")
+    return "repad"
+
+
+def _varlen_obstacle(query: Tensor, settings: _Settings) -> str | None:
+    """Why `varlen_attn` can't be used, or None if it can."""
+    if query.device.type != "cuda":
+        return f"torch.nn.attention.varlen doesn't run on {query.device.type}"
+    if query.dtype not in (torch.float16, torch.bfloat16):
+        return f"torch.nn.attention.varlen takes half precision and not {query.dtype}"
+    if settings.dropout > 0:
+        return "torch.nn.attention.varlen has no attention dropout"
+    if query.shape[-1] % 8 or query.shape[-1] > 256:
+        return f"torch.nn.attention.varlen takes heads of a multiple of 8 up to 256 wide and not {query.shape[-1]}"
+    return _varlen_missing()
+
+
+@functools.lru_cache(maxsize=1)
+def _varlen_missing() -> str | None:
+    try:
+        parameters = inspect.signature(_varlen_function()).parameters
+    except ImportError:
+        return f"torch {torch.__version__} has no torch.nn.attention.varlen"
+    missing = {"scale", "window_size", "enable_gqa"} - set(parameters)
+    return f"torch {torch.__version__}'s varlen_attn has no {', '.join(sorted(missing))}" if missing else None
+
+
+def _varlen_function() -> Callable[..., Tensor]:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return cast("Callable[..., Tensor]", varlen_attn)
+
+
+@functools.lru_cache(maxsize=32)
+def _log_choice(kernel: Kernel, reason: str) -> None:
+    """Log a decision the first time it is taken."""
+    logger.info("Padding-free attention uses %s: %s.", kernel, reason)
+
+
+# --- groups -------------------------------------------------------------------------------------------------------------
+
+
+def _by_groups(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings: _Settings) -> Tensor:
+    if layout.groups is None:
+        raise ConfigurationError(
+            "The groups kernel needs the lengths on the host: leave `kernel` open in torch.compile."
+        )
+    if settings.dropout > 0:
+        return _apply(_DropoutAttention, query, key, value, layout.groups, settings)
+    sizes = [count * length for count, length in layout.groups]
+    outputs = []
+    for group, *tokens in zip(layout.groups, *(torch.split(x, sizes) for x in (query, key, value)), strict=True):
+        mask = None if group[1] <= (settings.window or group[1]) else _allowed(group[1], settings, query.device)
+        q, k, v = (_ungroup(x, group) for x in tokens)
+        output = scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=settings.causal and mask is None, scale=settings.scaling
+        )
+        outputs.append(output.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs)
+
+
+def _ungroup(tokens: Tensor, group: tuple[int, int]) -> Tensor:
+    """[n * s, h, d] to [n, h, s, d], a view."""
+    return tokens.view(*group, *tokens.shape[1:]).transpose(1, 2)
+
+
+def _allowed(length: int, settings: _Settings, device: torch.device) -> Tensor:
+    """[length, length] true where a token (row) may see another (column)."""
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position
+    allowed = distance.abs() < (length if settings.window is None else settings.window)
+    return allowed & (distance >= 0) if settings.causal else allowed
+
+
+class _DropoutAttention(torch.autograd.Function):
+    """Attention by groups with dropout, which the CPU's fused attention doesn't have: the plain formula and its gradient.
+
+    Written out because of its many small operations: recorded one by one they would cost more than they compute. The factors
+    of the scores and of the kept weights are applied to flat tokens, once for all groups.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, groups: tuple[tuple[int, int], ...], settings: _Settings
+    ) -> Tensor:
+        query = query * settings.scaling
+        output = torch.empty_like(value)
+        sizes = [query.shape[1] * count * length**2 for count, length in groups]
+        kept = draw_kept(sum(sizes), settings.dropout, query.device)
+        saved = []
+        for (group, span), keep in zip(_spans(groups), torch.split(kept, sizes), strict=True):
+            q, k, v = (_heads_first(x[span], group) for x in (query, key, value))
+            scores = torch.bmm(q, k.transpose(1, 2))
+            if settings.causal or group[1] > (settings.window or group[1]):
+                scores.masked_fill_(~_allowed(group[1], settings, query.device), float("-inf"))
+            weights = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32))
+            _write(output[span], torch.bmm(_only(keep, weights).to(v.dtype), v), group)
+            saved.append(weights)
+        ctx.save_for_backward(query, key, value, kept, *saved)
+        ctx.groups, ctx.settings, ctx.sizes = groups, settings, sizes
+        return output.div_(kept_share(settings.dropout))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, kept, *saved = ctx.saved_tensors
+        gradient = gradient / kept_share(ctx.settings.dropout)
+        to_query, to_key, to_value = (torch.empty_like(x) for x in (query, key, value))
+        for (group, span), weights, keep in zip(_spans(ctx.groups), saved, torch.split(kept, ctx.sizes), strict=True):
+            q, k, v, g = (_heads_first(x[span], group) for x in (query, key, value, gradient))
+            _write(to_value[span], torch.bmm(_only(keep, weights).to(g.dtype).transpose(1, 2), g), group)
+            to_weights = _only(keep, torch.bmm(g, v.transpose(1, 2)).to(weights.dtype))
+            to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype).to(q.dtype)  # noqa: SLF001
+            _write(to_query[span], torch.bmm(to_scores, k), group)
+            _write(to_key[span], torch.bmm(to_scores.transpose(1, 2), q), group)
+        return to_query.mul_(ctx.settings.scaling), to_key, to_value, None, None
+
+
+def _spans(groups: tuple[tuple[int, int], ...]) -> Iterator[tuple[tuple[int, int], slice]]:
+    start = 0
+    for count, length in groups:
+        yield (count, length), slice(start, start := start + count * length)
+
+
+def _heads_first(tokens: Tensor, group: tuple[int, int]) -> Tensor:
+    """[n * s, h, d] to [n * h, s, d]; a view where n is 1."""
+    if group[0] == 1:
+        return tokens.transpose(0, 1)
+    return _ungroup(tokens, group).reshape(-1, group[1], tokens.shape[-1])
+
+
+def _write(target: Tensor, states: Tensor, group: tuple[int, int]) -> None:
+    """Copy [n * h, s, d] to [n * s, h, d]."""
+    _ungroup(target, group).copy_(states.view(group[0], -1, *states.shape[1:]))
+
+
+def _only(keep: Tensor, weights: Tensor) -> Tensor:
+    """The weights that are kept, zeros elsewhere."""
+    return torch.where(keep.view(weights.shape), weights, 0.0)
+
+
+# --- varlen and repad ---------------------------------------------------------------------------------------------------
+
+
+def _by_varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings: _Settings) -> Tensor:
+    if layout.groups is None or settings.dropout > 0:
+        raise ConfigurationError(
+            "The varlen kernel has no attention dropout and needs the lengths on the host: set the model's attention "
+            "dropout to 0 or leave `kernel` open."
+        )
+    boundaries, longest = layout.boundaries, max(length for _, length in layout.groups)
+    reach = -1 if settings.window is None else settings.window - 1
+    return _varlen_function()(
+        query.contiguous(),
+        key.contiguous(),
+        value.contiguous(),
+        boundaries,
+        boundaries,
+        longest,
+        longest,
+        scale=settings.scaling,
+        window_size=(reach, 0 if settings.causal else reach),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def _by_repad(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings: _Settings) -> Tensor:
+    mask = layout.mask | ~layout.mask.any(1, keepdim=True)  # a row without tokens sees its padding: no division by zero
+    visible = mask[:, None, None, :]
+    if settings.causal or settings.window is not None:
+        length = layout.mask.shape[1]
+        # Padding sees itself, again against a division by zero; what it computes is dropped.
+        itself = torch.eye(length, dtype=torch.bool, device=mask.device)
+        visible = visible & _allowed(length, settings, mask.device) | itself
+    q, k, v = (layout.pad(x).transpose(1, 2) for x in (query, key, value))
+    output = scaled_dot_product_attention(
+        q, k, v, attn_mask=visible, dropout_p=settings.dropout, scale=settings.scaling
+    )
+    return layout.flatten(output.transpose(1, 2))
+
+
+_KERNELS: dict[Kernel, Callable[[Tensor, Tensor, Tensor, Layout, _Settings], Tensor]] = {
+    "groups": _by_groups,
+    "varlen": _by_varlen,
+    "repad": _by_repad,
+}

@@ -1,0 +1,288 @@
+"""Cut a batch into pieces that fit a budget of tokens, with the gradient and the scores of the uncut batch.
+
+    loss = budgeted_step(model, batch, labels, loss_func, max_tokens=2048)     # forward and backward of a training step
+    logits = budgeted_forward(model, batch, max_tokens=2048)                   # scoring
+
+The batch size is a matter of statistics: how many pairs one update averages over, how many negatives a query sees. The budget is
+a matter of hardware: how many tokens one forward pass holds in memory. Rows are sorted by length and cut into runs. A loss that
+adds up over rows is computed run by run. A loss that couples rows (lists, negatives from the batch) needs all scores at once:
+they are computed without a graph first, the loss gives its gradient with respect to them, and a second pass, with the same
+dropout masks, carries that gradient into the model (gradient cache: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size
+under Memory Limited Setup").
+
+Shapes: P pairs, L tokens of a padded row, C classes, G groups, D documents of the largest group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cross_trainer.data.columns import IGNORED_LABEL
+from cross_trainer.errors import ConfigurationError
+from cross_trainer.execution.padding_free import unpad_indices
+
+Batch = dict[str, Any]
+
+CPU_TOKENS = 512
+"""What a piece of a training batch holds on a CPU at most: larger ones take more memory there and hardly less time."""
+
+
+def cut(lengths: Tensor, max_tokens: int, *, padded: bool = False) -> list[Tensor]:
+    """Cut rows into pieces within a budget.
+
+    Args:
+        lengths: [P] real tokens of each row.
+        max_tokens: what a piece may hold, at least 1. A row that is longer makes a piece of its own.
+        padded: count the padding of a piece too, as a model computes it that doesn't run padding-free.
+
+    Returns:
+        Row indices, one long tensor a piece; longest rows first, so that the first piece needs the most memory.
+
+    Raises:
+        ConfigurationError: `max_tokens` is below 1.
+    """
+    if max_tokens < 1:
+        raise ConfigurationError(
+            f"max_tokens is {max_tokens}: give the number of tokens that fit into memory, or None."
+        )
+    ordered, order = lengths.sort(descending=True, stable=True)
+    sizes: list[int] = []
+    longest = tokens = 0
+    for length in ordered.tolist():
+        needed = (sizes[-1] + 1) * longest if padded and sizes else tokens + length
+        if not sizes or needed > max_tokens:
+            sizes.append(0)
+            longest, tokens = length, 0
+        sizes[-1] += 1
+        tokens += length
+    return list(torch.split(order, sizes))
+
+
+def piece(batch: Batch, rows: Tensor) -> Batch:
+    """Some rows of a batch, without the columns in which none of them has a token.
+
+    Args:
+        batch: tensors [P, ...], those of the shape [P, L] with one entry a token; anything else is passed on as it is.
+        rows: indices into the P rows.
+
+    Returns:
+        The batch of these rows. `unpad_idx`, if there is one, is that of the piece.
+    """
+    shape = batch["input_ids"].shape
+    mask = batch.get("attention_mask")
+    columns = slice(None)
+    if mask is not None and mask.dim() == 2:
+        used = mask[rows].any(0).nonzero().flatten().tolist() or [0]
+        columns = slice(used[0], used[-1] + 1)
+
+    def select(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.dim() == 0 or value.shape[0] != shape[0]:
+            return value
+        chosen = value[rows.to(value.device)]
+        return chosen[:, columns] if value.shape[:2] == shape else chosen
+
+    part = {name: select(value) for name, value in batch.items() if name != "unpad_idx"}
+    if "unpad_idx" in batch:
+        part["unpad_idx"] = unpad_indices(part["attention_mask"])
+    return part
+
+
+def budgeted_forward(model: nn.Module, batch: Batch, max_tokens: int, *, padded: bool = False) -> Tensor:
+    """Logits of a batch, computed within a budget.
+
+    Args:
+        model: a sequence classifier.
+        batch: its inputs [P, L], without labels.
+        max_tokens: see `cut`.
+        padded: see `cut`.
+
+    Returns:
+        Logits [P, C] in the order of the batch, with a graph where gradients are on.
+    """
+    pieces = cut(_lengths(batch), max_tokens, padded=padded)
+    if len(pieces) == 1:
+        return _logits(model(**batch))
+    return _in_order([_logits(model(**piece(batch, rows))) for rows in pieces], pieces)
+
+
+def budgeted_step(
+    model: nn.Module,
+    batch: Batch,
+    labels: Tensor,
+    loss_func: Callable[..., Tensor],
+    max_tokens: int,
+    *,
+    num_items: Tensor | float | None = None,
+    scale: float = 1.0,
+    backward: Callable[[Tensor], Any] = torch.Tensor.backward,
+    no_sync: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    unwrapped: nn.Module | None = None,
+    padded: bool = False,
+) -> Tensor:
+    """Forward and backward of one batch within a budget, adding to the parameters' gradients what the uncut batch would.
+
+    A batch that fits is run as it is; on CPUs one that doesn't is cut into pieces of `CPU_TOKENS`, if the budget is larger. A loss
+    whose `couples_rows` is False is computed piece by piece; every other one, unknown callables included, on all scores together,
+    at the price of a second forward pass.
+
+    Args:
+        model: what is trained, wrapped or not.
+        batch: its inputs [P, L], without labels.
+        labels: [P], [P, C] or [G, D] with P entries other than -100.
+        loss_func: `(outputs, labels, num_items_in_batch=None) -> scalar`, where `outputs` has "logits" [P, C].
+        max_tokens: see `cut`.
+        num_items: what the loss divides by, if more than this batch makes up the update.
+        scale: factor on the loss; the number of processes where gradients are averaged over them.
+        backward: how to run backward from a scalar; `accelerator.backward` for mixed precision and the like.
+        no_sync: makes a context in which backward doesn't reduce gradients over processes. All pieces but the last run in
+            one, so that processes may have different numbers of pieces.
+        unwrapped: the model without DDP, for the first pass; found by itself if `model` is a DistributedDataParallel.
+        padded: see `cut`.
+
+    Returns:
+        The loss times `scale`, a scalar without a graph.
+    """
+    lengths = _lengths(batch)
+    pieces = cut(lengths, max_tokens, padded=padded)
+    if len(pieces) > 1 and batch["input_ids"].device.type == "cpu":
+        pieces = cut(lengths, min(max_tokens, CPU_TOKENS), padded=padded)
+
+    def loss_of(outputs: Any, targets: Tensor) -> Tensor:
+        return loss_func(outputs, targets, num_items_in_batch=num_items) * scale
+
+    if len(pieces) == 1:
+        loss = loss_of(model(**batch), labels)
+        backward(loss)
+        return loss.detach()
+    if getattr(loss_func, "couples_rows", True):
+        return _coupled_step(
+            model, _unwrap(model) if unwrapped is None else unwrapped, batch, labels, pieces, loss_of, backward, no_sync
+        )
+    if num_items is None:
+        num_items = _count_items(loss_func, labels)
+    total = torch.zeros((), device=labels.device)
+    for i, rows in enumerate(pieces):
+        with no_sync() if i + 1 < len(pieces) else contextlib.nullcontext():
+            with _sparse_gradients(model):
+                outputs = model(**piece(batch, rows))
+            targets = _by_row(labels, batch["input_ids"].shape[0], _logits(outputs).shape[-1])
+            loss = loss_of(outputs, targets[rows.to(targets.device)])
+            backward(loss)
+        total += loss.detach()
+    return total
+
+
+def _coupled_step(
+    model: nn.Module,
+    unwrapped: nn.Module,
+    batch: Batch,
+    labels: Tensor,
+    pieces: list[Tensor],
+    loss_of: Callable[[Any, Tensor], Tensor],
+    backward: Callable[[Tensor], Any],
+    no_sync: Callable[[], contextlib.AbstractContextManager[Any]],
+) -> Tensor:
+    """The gradient cache: scores without a graph, their gradient, and a second pass that hands it on."""
+    from transformers.modeling_outputs import SequenceClassifierOutput
+
+    device = batch["input_ids"].device
+    states, parts = [], []
+    for rows in pieces:
+        states.append(_random_state(device))
+        with torch.no_grad():
+            parts.append(_logits(unwrapped(**piece(batch, rows))))
+    scores = _in_order(parts, pieces).requires_grad_()
+    loss = loss_of(SequenceClassifierOutput(logits=scores), labels)
+    (gradient,) = torch.autograd.grad(loss, scores)
+    after = _random_state(device)
+    for i, (rows, state) in enumerate(zip(pieces, states, strict=True)):
+        _set_random_state(device, state)
+        with no_sync() if i + 1 < len(pieces) else contextlib.nullcontext():
+            with _sparse_gradients(model):
+                logits = _logits(model(**piece(batch, rows)))
+            backward((logits * gradient[rows]).sum())
+    _set_random_state(device, after)
+    return loss.detach()
+
+
+@contextlib.contextmanager
+def _sparse_gradients(model: nn.Module) -> Iterator[None]:
+    """In forward passes run here, let embeddings on the CPU add only the rows that they look up to a gradient that exists.
+
+    Their own gradient is as large as the vocabulary, for each piece anew.
+    """
+    modules = list(model.modules())
+    is_compiled = any(hasattr(x, "_orig_mod") or x._compiled_call_impl is not None for x in modules)  # noqa: SLF001
+    embeddings = [] if is_compiled else [x for x in modules if type(x) is nn.Embedding and _adds_rows(x)]
+    for embedding in embeddings:
+        embedding.sparse = True
+    try:
+        yield
+    finally:
+        for embedding in embeddings:
+            embedding.sparse = False
+
+
+def _adds_rows(embedding: nn.Embedding) -> bool:
+    weight = embedding.weight
+    is_plain = type(weight) is nn.Parameter and weight.device.type == "cpu" and weight.grad is not None
+    return is_plain and not embedding.sparse and not embedding.scale_grad_by_freq
+
+
+def _lengths(batch: Batch) -> Tensor:
+    """[P] real tokens of every row, on the CPU."""
+    mask: Tensor | None = batch.get("attention_mask")
+    if mask is None or mask.dim() != 2:
+        rows, length = batch["input_ids"].shape
+        return torch.full((rows,), length)
+    return mask.bool().sum(1).cpu()
+
+
+def _logits(outputs: Any) -> Tensor:
+    logits: Tensor = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+    return logits
+
+
+def _in_order(parts: list[Tensor], pieces: list[Tensor]) -> Tensor:
+    """Results of the pieces, one below the other, in the order of the batch."""
+    back = torch.cat(pieces).argsort()
+    joined = torch.cat(parts)
+    return joined[back.to(joined.device)]
+
+
+def _by_row(labels: Tensor, rows: int, width: int) -> Tensor:
+    """Labels with one row a pair, [P] or [P, C]: lists [G, D] hold the pairs in row-major order, -100 elsewhere."""
+    is_grid = labels.dim() == 2 and labels.shape != (rows, width)
+    return labels[labels != IGNORED_LABEL] if is_grid else labels
+
+
+def _count_items(loss_func: Any, labels: Tensor) -> Tensor:
+    """What a loss that adds up over rows divides by when it isn't told."""
+    if not hasattr(loss_func, "count_items"):
+        raise ConfigurationError(
+            f"{loss_func!r} adds up over rows (couples_rows is False), so a batch cut into pieces needs its number of items: pass "
+            "num_items or give the loss a count_items(labels)."
+        )
+    count: Tensor = loss_func.count_items(labels)
+    return count
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """What dropout draws from, on the CPU and on the batch's device."""
+    accelerated = device.type == "cuda"
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if accelerated else None
+
+
+def _set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)

@@ -1,0 +1,491 @@
+"""Metrics for pairs, classes and rankings, each a `compute_metrics` of any `transformers.Trainer`.
+
+A factory returns a small immutable callable whose `repr` is its specification. It takes an `EvalPrediction`, or anything
+else with `predictions` and `label_ids` in NumPy's shapes, and returns plain floats:
+
+    compute_metrics=binary_metrics(confidence=0.95)        # {"accuracy": 0.81, ..., "accuracy_low": 0.79, ...}
+
+P pairs, G groups (queries), D documents of the largest group, C classes or labels, U distinct scores.
+
+What holds for all of them:
+
+- `predictions` are raw logits; where the model returns a tuple, its first entry. The same goes for `label_ids`.
+- Indices labelled -100, the Trainer's padding, are left out.
+- What a set leaves undefined (no rows, one class only, constant scores, scores that are NaN) is NaN, and one warning says why.
+- `confidence=0.95` adds `<key>_low` and `<key>_high`: a percentile bootstrap over the rows (over the queries for rankings) of
+  `resamples` draws from a fixed `seed`. Resamples that leave a metric undefined don't count for it. The percentile
+  method, since BCa would need one more evaluation for each row.
+
+`compare` tests whether two systems differ by more than chance.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cross_trainer.errors import ConfigurationError, DataError
+from cross_trainer.metrics.report import (
+    IGNORED,
+    Evaluation,
+    Floats,
+    Indices,
+    Measured,
+    MetricActivation,
+    activate,
+    check_options,
+    divide,
+    misshaped,
+    one_score,
+    read,
+    report,
+)
+
+
+@dataclass(frozen=True)
+class CorrelationMetrics:
+    """See `correlation_metrics`, which makes it."""
+
+    activation: MetricActivation = "identity"
+    confidence: float | None = None
+    resamples: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_options(self, activation=self.activation)
+
+    def __call__(self, evaluation: Evaluation) -> dict[str, float]:
+        """Pearson, Spearman and Kendall of logits [P], [P, 1] or [G, D] against labels of as many entries."""
+        logits, labels = one_score(*read(evaluation), self)
+        scores = activate(logits, self.activation)
+        return report(self, lambda rows: _correlations(scores[rows], labels[rows]), len(labels))
+
+
+def correlation_metrics(
+    activation: MetricActivation = "identity", confidence: float | None = None, resamples: int = 1000, seed: int = 0
+) -> CorrelationMetrics:
+    """How well scores follow graded labels: keys `pearson`, `spearman`, `kendall` (tau-b), each in [-1, 1].
+
+    Takes logits [P], [P, 1] or [G, D] and float labels of as many entries, of any range.
+
+    Args:
+        activation: "sigmoid" correlates probabilities instead of logits. That changes `pearson` alone: ranks stay.
+        confidence: Level of the bootstrap intervals, between 0 and 1; None for none.
+        resamples: Draws of the bootstrap.
+        seed: Of the bootstrap.
+
+    Raises:
+        ConfigurationError: An argument out of its range; when called: shapes that don't fit.
+        DataError: When called: a label that isn't finite.
+    """
+    return CorrelationMetrics(activation, confidence, resamples, seed)
+
+
+def _correlations(scores: Floats, labels: Floats) -> Measured:
+    reasons = _degenerate(scores)
+    if not reasons and np.ptp(labels) == 0:
+        reasons = [f"all {len(labels)} labels are {labels[0]:g}"]
+    if reasons:
+        return dict.fromkeys(("pearson", "spearman", "kendall"), np.nan), reasons
+    from scipy import stats
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # nearly constant scores: the value stands, to fewer digits
+        return {
+            "pearson": float(stats.pearsonr(scores, labels).statistic),
+            "spearman": float(stats.spearmanr(scores, labels).statistic),
+            # The exact p-value, which is not used, would cost more than the correlation.
+            "kendall": float(stats.kendalltau(scores, labels, method="asymptotic").statistic),
+        }, []
+
+
+@dataclass(frozen=True)
+class BinaryMetrics:
+    """See `binary_metrics`, which makes it."""
+
+    threshold: float | None = None
+    activation: MetricActivation = "sigmoid"
+    confidence: float | None = None
+    resamples: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_options(self, activation=self.activation, threshold=self.threshold)
+
+    def __call__(self, evaluation: Evaluation) -> dict[str, float]:
+        """All metrics of logits [P], [P, 1], [P, 2] or [G, D] against labels 0 and 1."""
+        logits, labels = one_score(*read(evaluation), self, two_classes=True)
+        wrong = np.flatnonzero((labels != 0) & (labels != 1))
+        if wrong.size:
+            raise DataError(
+                f"the label at row {wrong[0]} is {labels[wrong[0]]:g}; binary_metrics takes labels 0 and 1: "
+                "turn grades into 0 and 1 first, or use correlation_metrics()"
+            )
+        scores, positive = activate(logits, self.activation), labels == 1
+        return report(self, lambda rows: self._measure(logits[rows], scores[rows], positive[rows]), len(labels))
+
+    def _measure(self, logits: Floats, scores: Floats, positive: NDArray[np.bool_]) -> Measured:
+        values, reasons = _threshold_free(logits, scores, positive)
+        if self.threshold is not None:
+            values |= _at_threshold(scores, positive, self.threshold)
+        return values, reasons
+
+
+def binary_metrics(
+    threshold: float | None = None,
+    activation: MetricActivation = "sigmoid",
+    confidence: float | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> BinaryMetrics:
+    """How well one score tells positive from negative pairs.
+
+    Takes logits [P], [P, 1] or [G, D], or [P, 2] of a two-class model: then the difference of the two counts, the sigmoid of
+    which is softmax's probability of class 1. Labels are 0 and 1.
+
+    Keys:
+        accuracy, accuracy_threshold: the highest accuracy of any threshold on this set, and that threshold.
+        f1, f1_threshold: likewise for F1.
+        precision, recall, mcc: at `f1_threshold`. mcc, Matthews' correlation, is 0 where all are predicted alike.
+        average_precision: sum over recall steps of the precision there (Buckley and Voorhees 2000), without interpolation.
+        roc_auc: probability that a positive outscores a negative, ties counting half.
+        accuracy@t, f1@t, precision@t, recall@t: at the threshold t given, if one is. Unlike the best ones, these
+            weren't fitted to the set that they are measured on.
+
+    A threshold is in units of the activated score, and a pair is predicted positive if its score >= threshold: doing so with
+    the reported threshold gives exactly the reported value. It lies midway between neighbouring scores, equal scores are never
+    split, and among equally good thresholds the highest is taken.
+
+    Args:
+        threshold: A threshold chosen beforehand, to be measured besides.
+        activation: What turns a logit into a score. Computed in float64, where sigmoid only reaches 1.0 above 36.
+        confidence: Level of the bootstrap intervals, between 0 and 1; None for none. Each resample finds its own
+            best thresholds.
+        resamples: Draws of the bootstrap.
+        seed: Of the bootstrap.
+
+    Raises:
+        ConfigurationError: An argument out of its range; when called: shapes that don't fit.
+        DataError: When called: a label other than 0 and 1.
+    """
+    return BinaryMetrics(threshold, activation, confidence, resamples, seed)
+
+
+def _threshold_free(logits: Floats, scores: Floats, positive: NDArray[np.bool_]) -> Measured:
+    """All that needs no given threshold. Ranks are those of the logits, which tie less often than the scores."""
+    keys = ("accuracy", "accuracy_threshold", "f1", "f1_threshold", "precision", "recall", "mcc")
+    reasons = _degenerate(logits)
+    if not reasons and positive.all() | ~positive.any():
+        reasons = [f"all {len(positive)} labels are {int(positive[0])}"]
+    if reasons:
+        return dict.fromkeys((*keys, "average_precision", "roc_auc"), np.nan), reasons
+    cuts = _Cuts.of(scores, positive)
+    accuracy, f1 = cuts.accuracy(), cuts.f1()
+    most, best = int(accuracy.argmax()), int(f1.argmax())
+    chosen = (accuracy[most], cuts.threshold[most], f1[best], cuts.threshold[best])
+    values = dict(zip(keys, (*chosen, cuts.precision()[best], cuts.recall()[best], cuts.mcc()[best]), strict=True))
+    by_logit = _Cuts.of(logits, positive)
+    values |= {"average_precision": by_logit.average_precision(), "roc_auc": by_logit.roc_auc()}
+    return {key: float(value) for key, value in values.items()}, []
+
+
+def _at_threshold(scores: Floats, positive: NDArray[np.bool_], threshold: float) -> dict[str, float]:
+    """Accuracy, and F1, precision and recall, which don't mean anything where no pair is positive."""
+    predicted = scores >= threshold
+    hits = int((predicted & positive).sum())
+    f1, precision, recall = np.nan, np.nan, np.nan
+    if positive.any() and not np.isnan(scores).any():
+        f1 = 2 * hits / (predicted.sum() + positive.sum())
+        precision = hits / max(int(predicted.sum()), 1)
+        recall = hits / positive.sum()
+    known = positive.size and not np.isnan(scores).any()
+    accuracy = (predicted == positive).mean() if known else np.nan
+    values = {"accuracy": accuracy, "f1": f1, "precision": precision, "recall": recall}
+    return {f"{key}@{threshold:g}": float(value) for key, value in values.items()}
+
+
+@dataclass(frozen=True)
+class _Cuts:
+    """Counts for every way to cut pairs by score, from "none is positive" to "all are": U + 1 entries each.
+
+    One sort serves F1, accuracy, MCC, average precision and ROC AUC; scikit-learn, the tests' oracle, takes a hundred
+    times as long for them, most of it checks of its input, which a bootstrap repeats a thousand times.
+    """
+
+    threshold: Floats
+    hits: Floats
+    predicted: Floats
+    rows: int
+
+    @classmethod
+    def of(cls, scores: Floats, positive: NDArray[np.bool_]) -> _Cuts:
+        """Scores [P], at least one of them, none NaN; positive [P]."""
+        order = np.argsort(-scores)
+        ranked = scores[order]
+        last = np.append(np.flatnonzero(ranked[1:] < ranked[:-1]), len(ranked) - 1)  # of each run of equal scores
+        upper, lower = ranked[last[:-1]], ranked[last[:-1] + 1]
+        middle = upper / 2 + lower / 2
+        middle = np.where((lower < middle) & (middle <= upper), middle, upper)  # neighbours in floating point
+        threshold = np.concatenate(([np.nextafter(ranked[0], np.inf)], middle, ranked[-1:]))
+        hits = np.cumsum(positive[order], dtype=np.float64)[last]
+        return cls(threshold, np.append(0.0, hits), np.append(0.0, last + 1.0), len(scores))
+
+    def accuracy(self) -> Floats:
+        right: Floats = 2 * self.hits - self.predicted - self.hits[-1] + self.rows
+        return right / self.rows
+
+    def f1(self) -> Floats:
+        both: Floats = self.predicted + self.hits[-1]
+        return 2 * self.hits / both
+
+    def precision(self) -> Floats:
+        return self.hits / np.maximum(self.predicted, 1.0)
+
+    def recall(self) -> Floats:
+        positives: np.float64 = self.hits[-1]
+        return self.hits / positives
+
+    def mcc(self) -> Floats:
+        predicted, positives, rows = self.predicted, self.hits[-1], self.rows
+        spread: Floats = predicted * (rows - predicted) * positives * (rows - positives)
+        above_chance: Floats = self.hits * rows - predicted * positives
+        return above_chance / np.sqrt(np.where(spread == 0, np.inf, spread))
+
+    def average_precision(self) -> float:
+        return float(np.sum(np.diff(self.recall()) * self.precision()[1:]))
+
+    def roc_auc(self) -> float:
+        false = self.predicted - self.hits
+        area = np.sum(np.diff(false) * (self.hits[1:] + self.hits[:-1]) / 2)
+        return float(area / (false[-1] * self.hits[-1]))
+
+
+# --- classes ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MulticlassMetrics:
+    """See `multiclass_metrics`, which makes it."""
+
+    names: tuple[str, ...] | None = None
+    confidence: float | None = None
+    resamples: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_options(self, names=self.names, reserved=("macro", "micro", "weighted"))
+
+    def __call__(self, evaluation: Evaluation) -> dict[str, float]:
+        """All metrics of logits [P, C] against class numbers [P]."""
+        logits, labels = read(evaluation)
+        labels = labels.reshape(-1) if labels.shape == (len(logits), 1) else labels
+        if logits.ndim != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1]:
+            raise misshaped(self, logits, labels, "logits [P, C] of at least two classes and labels [P]")
+        names = _names(self.names, logits.shape[1])
+        keep = labels != IGNORED
+        logits, labels = logits[keep], labels[keep]
+        wrong = np.flatnonzero(~np.isin(labels, np.arange(len(names))))
+        if wrong.size:
+            raise DataError(
+                f"the label at row {wrong[0]} is {labels[wrong[0]]:g}; with {len(names)} classes labels are whole numbers "
+                f"from 0 to {len(names) - 1}: check num_labels of the model and the order of its label names"
+            )
+        true, chosen = labels.astype(np.int64), logits.argmax(axis=1)
+        broken = _not_finite(logits)
+        return report(self, lambda rows: _classification(true[rows], chosen[rows], names, broken), len(true))
+
+
+def multiclass_metrics(
+    names: Iterable[str] | None = None, confidence: float | None = None, resamples: int = 1000, seed: int = 0
+) -> MulticlassMetrics:
+    """How often the class of the highest logit is the right one. Takes logits [P, C] and class numbers [P].
+
+    Keys: `accuracy`, `f1_macro`, `f1_micro` (equal to accuracy), `f1_weighted` (by how often a class occurs), `f1_<name>` for
+    each class, and `mcc`, Matthews' correlation for several classes (Gorodkin 2004), 0 where all are predicted alike.
+
+    A class that neither occurs nor is predicted has no F1: NaN, and `f1_macro` is the mean of the others. Where only one
+    class occurs, `mcc` is NaN.
+
+    Args:
+        names: Of the classes, in the order of the logits; their numbers without.
+        confidence: Level of the bootstrap intervals, between 0 and 1; None for none.
+        resamples: Draws of the bootstrap.
+        seed: Of the bootstrap.
+
+    Raises:
+        ConfigurationError: An argument out of its range; when called: shapes that don't fit, or as many names as there
+            aren't classes.
+        DataError: When called: a label that is no class number.
+    """
+    return MulticlassMetrics(None if names is None else tuple(names), confidence, resamples, seed)
+
+
+def _classification(true: Indices, chosen: Indices, names: tuple[str, ...], reasons: list[str]) -> Measured:
+    classes = len(names)
+    if reasons or not true.size:
+        keys = ("accuracy", "f1_macro", "f1_micro", "f1_weighted", *(f"f1_{name}" for name in names), "mcc")
+        return dict.fromkeys(keys, np.nan), reasons or ["there are no labelled rows"]
+    confusion = np.bincount(true * classes + chosen, minlength=classes**2).reshape(classes, classes).astype(np.float64)
+    occurs, predicted, hits = confusion.sum(axis=1), confusion.sum(axis=0), confusion.diagonal()
+    accuracy = hits.sum() / len(true)
+    by_class = divide(2 * hits, occurs + predicted)
+    values = {
+        "accuracy": accuracy,
+        "f1_macro": np.nanmean(by_class),
+        "f1_micro": accuracy,
+        "f1_weighted": np.average(by_class[occurs > 0], weights=occurs[occurs > 0]),
+        **{f"f1_{name}": value for name, value in zip(names, by_class, strict=True)},
+    }
+    spread = np.sqrt((len(true) ** 2 - occurs @ occurs) * (len(true) ** 2 - predicted @ predicted))
+    values["mcc"] = (hits.sum() * len(true) - occurs @ predicted) / spread if spread else 0.0
+    absent = [name for name, value in zip(names, by_class, strict=True) if np.isnan(value)]
+    reasons = [f"no label and no prediction is of class {', '.join(absent)}"] if absent else []
+    if occurs.max() == len(true):
+        values["mcc"] = np.nan
+        reasons.append(f"all {len(true)} labels are of class {names[occurs.argmax()]}")
+    return {key: float(value) for key, value in values.items()}, reasons
+
+
+@dataclass(frozen=True)
+class MultilabelMetrics:
+    """See `multilabel_metrics`, which makes it."""
+
+    threshold: float = 0.5
+    names: tuple[str, ...] | None = None
+    activation: MetricActivation = "sigmoid"
+    confidence: float | None = None
+    resamples: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_options(
+            self,
+            activation=self.activation,
+            threshold=self.threshold,
+            names=self.names,
+            reserved=("macro", "micro", "weighted"),
+        )
+
+    def __call__(self, evaluation: Evaluation) -> dict[str, float]:
+        """All metrics of logits [P, C] against labels [P, C] of 0 and 1."""
+        logits, labels = read(evaluation)
+        if logits.ndim != 2 or labels.shape != logits.shape:
+            raise misshaped(self, logits, labels, "logits [P, C] and labels [P, C]")
+        names = _names(self.names, logits.shape[1])
+        wrong = np.argwhere(~np.isin(labels, (0, 1, IGNORED)))
+        if wrong.size:
+            row, column = wrong[0]
+            raise DataError(
+                f"the label at row {row} for {names[column]} is {labels[row, column]:g}; multilabel_metrics takes labels "
+                "0 and 1, and -100 for unknown: turn grades into 0 and 1 first"
+            )
+        keep = (labels != IGNORED).any(axis=1)
+        logits, labels = logits[keep], labels[keep]
+        predicted = activate(logits, self.activation) >= self.threshold
+        broken = _not_finite(logits)
+        return report(
+            self, lambda rows: _multilabel(logits[rows], predicted[rows], labels[rows], names, broken), len(labels)
+        )
+
+
+def multilabel_metrics(
+    threshold: float = 0.5,
+    names: Iterable[str] | None = None,
+    activation: MetricActivation = "sigmoid",
+    confidence: float | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> MultilabelMetrics:
+    """How well several labels, each true or false by itself, are predicted.
+
+    Takes logits [P, C] and labels [P, C] of 0 and 1; a single -100 is a label that isn't known and counts for nothing.
+
+    Keys:
+        f1_micro, f1_macro, f1_weighted, f1_<name>: over all decisions, as mean over the labels, weighted by how often a label
+            is true, and for each label.
+        average_precision_micro, average_precision_macro: likewise, without a threshold.
+        subset_accuracy: rows all of whose labels are right.
+        hamming_loss: share of wrong decisions.
+
+    A label that is never true and never predicted has no F1, one that is never true or whose scores are all the same no average
+    precision: NaN, and the mean is that of the others.
+
+    Args:
+        threshold: An activated score >= threshold predicts the label.
+        names: Of the labels, in the order of the logits; their numbers without.
+        activation: What turns a logit into a score.
+        confidence: Level of the bootstrap intervals, between 0 and 1; None for none.
+        resamples: Draws of the bootstrap.
+        seed: Of the bootstrap.
+
+    Raises:
+        ConfigurationError: An argument out of its range; when called: shapes that don't fit, or as many names as there
+            aren't labels.
+        DataError: When called: a label other than 0, 1 and -100.
+    """
+    return MultilabelMetrics(
+        threshold, None if names is None else tuple(names), activation, confidence, resamples, seed
+    )
+
+
+def _multilabel(
+    logits: Floats, predicted: NDArray[np.bool_], labels: Floats, names: tuple[str, ...], reasons: list[str]
+) -> Measured:
+    per_label = tuple(f"f1_{name}" for name in names)
+    precision_keys = ("average_precision_micro", "average_precision_macro")
+    if reasons or not labels.size:
+        keys = ("f1_micro", "f1_macro", "f1_weighted", *per_label, *precision_keys, "subset_accuracy", "hamming_loss")
+        return dict.fromkeys(keys, np.nan), reasons or ["there are no labelled rows"]
+    known, true = labels != IGNORED, labels == 1
+    hits, chosen, occurs = ((entries & known).sum(axis=0) for entries in (predicted & true, predicted, true))
+    by_label = divide(2.0 * hits, chosen + occurs)
+    values = {
+        "f1_micro": divide(2.0 * hits.sum(), chosen.sum() + occurs.sum()),
+        "f1_macro": _mean(by_label),
+        "f1_weighted": divide((by_label * occurs)[occurs > 0].sum(), occurs.sum()),
+        **dict(zip(per_label, by_label, strict=True)),
+    }
+    pairs = [(logits[:, c][known[:, c]], true[:, c][known[:, c]]) for c in range(len(names))]
+    precisions = [_average_precision(*pair) for pair in ((logits[known], true[known]), *pairs)]
+    values |= dict(zip(precision_keys, (precisions[0], _mean(np.array(precisions[1:]))), strict=True))
+    wrong = (predicted != true) & known
+    values |= {"subset_accuracy": 1 - wrong.any(axis=1).mean(), "hamming_loss": wrong.sum() / known.sum()}
+    undefined = [name for name, value in zip(names, precisions[1:], strict=True) if np.isnan(value)]
+    reasons = [f"no row is of label {', '.join(undefined)}, or its scores are constant"] if undefined else []
+    return {key: float(value) for key, value in values.items()}, reasons
+
+
+def _average_precision(logits: Floats, true: NDArray[np.bool_]) -> float:
+    return _Cuts.of(logits, true).average_precision() if true.any() and np.ptp(logits) > 0 else np.nan
+
+
+def _names(names: tuple[str, ...] | None, count: int) -> tuple[str, ...]:
+    if names is not None and len(names) != count:
+        raise ConfigurationError(
+            f"{len(names)} names for {count} logits: {', '.join(names)}; give one for each logit, in order"
+        )
+    return names or tuple(str(number) for number in range(count))
+
+
+def _degenerate(scores: Floats) -> list[str]:
+    """Why nothing can be said of these scores; nothing if something can."""
+    if len(scores) < 2:
+        return ["there is a single labelled row" if len(scores) else "there are no labelled rows"]
+    if broken := _not_finite(scores):
+        return broken
+    return [f"all {len(scores)} scores are {scores[0]:g}"] if np.ptp(scores) == 0 else []
+
+
+def _not_finite(logits: Floats) -> list[str]:
+    broken = len({int(row) for row in np.argwhere(~np.isfinite(logits))[:, 0]})
+    return [f"{broken} of {len(logits)} rows have logits that are NaN or infinite"] if broken else []
+
+
+def _mean(values: Floats) -> float:
+    """Of those that are defined."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else np.nan

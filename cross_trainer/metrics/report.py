@@ -1,0 +1,206 @@
+"""What a metric reads and what it reports: the ground that all metrics stand on.
+
+`read` takes an evaluation's logits and labels, a metric measures them, and `report` turns what it found into the dict that
+the Trainer logs: with bootstrap intervals if asked for, and one warning for what the set leaves undefined.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cross_trainer.errors import ConfigurationError, DataError
+
+logger = logging.getLogger(__name__)
+
+MetricActivation = Literal["identity", "sigmoid"]
+Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
+Measured = tuple[dict[str, float], list[str]]
+"""Values by key, and the reasons why some of them are NaN."""
+
+IGNORED = -100
+RESAMPLES_AT_ONCE = 2_000_000  # row indices, or signs, that scipy holds in memory at a time
+
+
+class Evaluation(Protocol):
+    """What a metric reads: `transformers.EvalPrediction`, or anything with its two first attributes."""
+
+    @property
+    def predictions(self) -> Any:
+        """Logits as an array, or a tuple that starts with them."""
+
+    @property
+    def label_ids(self) -> Any:
+        """Labels as an array, or a tuple that starts with them."""
+
+
+class Metric(Protocol):
+    """The fields by which every metric says how its intervals are made."""
+
+    @property
+    def confidence(self) -> float | None:
+        """Level of the intervals, between 0 and 1; None for none."""
+
+    @property
+    def resamples(self) -> int:
+        """Draws of the bootstrap."""
+
+    @property
+    def seed(self) -> int:
+        """Of the bootstrap."""
+
+
+def read(evaluation: Evaluation) -> tuple[Floats, Floats]:
+    """Logits and labels as they are shaped, in float64; the first entries of tuples."""
+    predictions, labels = evaluation.predictions, evaluation.label_ids
+    logits = predictions[0] if isinstance(predictions, tuple) else predictions
+    return np.asarray(logits, dtype=np.float64), finite_labels(labels[0] if isinstance(labels, tuple) else labels)
+
+
+def finite_labels(labels: Any) -> Floats:
+    """Labels as they are shaped, in float64; a DataError names the first one that is no finite number."""
+    values = np.asarray(labels, dtype=np.float64)
+    wrong = np.argwhere(~np.isfinite(values))
+    if wrong.size or not values.ndim:
+        where = (
+            f"the label at row {wrong[0][0]} is {values[tuple(wrong[0])]}" if values.ndim else f"label_ids is {labels}"
+        )
+        raise DataError(
+            f"{where}; a metric compares with labels that are finite numbers: label the set, or drop the row"
+        )
+    return values
+
+
+def misshaped(metric: Metric, logits: Floats, labels: Floats, expected: str) -> ConfigurationError:
+    """The error to raise for predictions and labels of shapes that a metric can't compare."""
+    return ConfigurationError(
+        f"{type(metric).__name__} takes {expected}; it got predictions {logits.shape} and labels {labels.shape}: "
+        "choose the metrics that fit the model's num_labels and the data set's labels"
+    )
+
+
+def one_score(logits: Floats, labels: Floats, metric: Metric, two_classes: bool = False) -> tuple[Floats, Floats]:
+    """One logit and one label for each labelled pair, from [P], [P, 1], [G, D] and, for `two_classes`, [P, 2]."""
+    if labels.shape == (len(logits), 1) and logits.shape != labels.shape:
+        labels = labels[:, 0]
+    if logits.shape == (len(labels), 2) and labels.ndim == 1 and two_classes:
+        with np.errstate(invalid="ignore"):
+            logits = logits[:, 1] - logits[:, 0]
+    if logits.shape == (len(labels), 1) and labels.ndim == 1:
+        logits = logits[:, 0]
+    if logits.shape != labels.shape or logits.ndim not in (1, 2):
+        raise misshaped(
+            metric, logits, labels, "one logit per pair: [P] or [P, 1], with labels [P], or [G, D] with labels [G, D]"
+        )
+    keep = labels != IGNORED
+    return logits[keep], labels[keep]
+
+
+def activate(logits: Floats, activation: MetricActivation) -> Floats:
+    """Scores of logits."""
+    if activation == "identity":
+        return logits
+    from scipy.special import expit
+
+    return np.asarray(expit(logits))
+
+
+def divide(numerator: Any, denominator: Any, empty: float = np.nan) -> Any:
+    """Their quotient; `empty` where the denominator is 0."""
+    denominator = np.asarray(denominator)
+    return np.where(denominator == 0, empty, numerator / np.where(denominator == 0, 1, denominator))
+
+
+def check_options(
+    metric: Metric,
+    activation: str = "identity",
+    threshold: float | None = None,
+    names: tuple[str, ...] | None = None,
+    reserved: tuple[str, ...] = (),
+) -> None:
+    """Raise a ConfigurationError for an option that a metric can't have."""
+    check_interval(metric.confidence, metric.resamples)
+    if activation not in ("identity", "sigmoid"):
+        raise ConfigurationError(f"activation is {activation!r}; give 'identity' or 'sigmoid'")
+    if threshold is not None and not np.isfinite(threshold):
+        raise ConfigurationError(f"the threshold is {threshold}; give a finite number")
+    if names is not None and (len(set(names)) < len(names) or set(names) & set(reserved)):
+        raise ConfigurationError(
+            f"the names are {', '.join(names)}; give different ones, none of them {', '.join(reserved)}"
+        )
+
+
+def check_interval(confidence: float | None, resamples: int) -> None:
+    """Raise a ConfigurationError for a level or a number of draws that makes no interval."""
+    if confidence is not None and not 0 < confidence < 1:
+        raise ConfigurationError(f"confidence is {confidence}; give a level between 0 and 1, as in confidence=0.95")
+    if resamples < 1:
+        raise ConfigurationError(f"resamples is {resamples}; a bootstrap needs at least one, 1000 are usual")
+
+
+def report(metric: Metric, measure: Callable[[Indices], Measured], count: int) -> dict[str, float]:
+    """What a metric returns: its values over all rows, and intervals if it is to make some.
+
+    Args:
+        metric: Whose confidence, resamples and seed hold, and whose name a warning bears.
+        measure: Values by key, and why some are NaN, over the rows whose numbers it is given.
+        count: How many rows there are.
+    """
+    values, reasons = measure(np.arange(count))
+    if reasons:
+        keys = ", ".join(key for key, value in values.items() if np.isnan(value))
+        logger.warning("%s: NaN for %s, since %s", type(metric).__name__, keys, "; ".join(reasons))
+    if metric.confidence is None:
+        return values
+
+    def entries(rows: Indices) -> Floats:
+        measured = measure(rows)[0]  # may lack a key where a plugged-in metric reports but the classes it sees
+        return np.array([measured.get(key, np.nan) for key in values])
+
+    undefined = np.isnan([*values.values()])
+    draws = np.full((len(values), 1), np.nan)
+    if not undefined.all():
+        draws = bootstrap_rows(entries, count, metric.resamples, metric.seed)
+    draws[undefined] = np.nan  # resamples may happen to leave out the rows that make a value undefined
+    for key, drawn in zip(list(values), draws, strict=True):
+        values[f"{key}_low"], values[f"{key}_high"] = percentiles(drawn, metric.confidence)
+    return values
+
+
+def bootstrap_rows(statistic: Callable[[Indices], Floats], count: int, resamples: int, seed: int) -> Floats:
+    """A statistic with M values, over `resamples` draws of `count` rows with replacement.
+
+    Returns:
+        The values of each draw [M, resamples]; NaN [M, 1] where there are less than two rows to draw from.
+    """
+    if count < 2:
+        return np.full((len(statistic(np.arange(count))), 1), np.nan)
+    from scipy.stats import bootstrap
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # scipy's own interval doesn't bear NaN; the draws do
+        result = bootstrap(
+            (np.arange(count),),
+            statistic,
+            n_resamples=resamples,
+            batch=max(1, RESAMPLES_AT_ONCE // count),
+            vectorized=False,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        )
+    return np.asarray(result.bootstrap_distribution)
+
+
+def percentiles(drawn: Floats, confidence: float) -> tuple[float, float]:
+    """The bounds between which `confidence` of the draws lie that aren't NaN."""
+    defined = drawn[~np.isnan(drawn)]
+    if not defined.size:
+        return np.nan, np.nan
+    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)

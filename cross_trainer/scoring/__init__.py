@@ -1,0 +1,1 @@
+"""Pairs to scores, documents ranked, negatives found."""

@@ -1,0 +1,559 @@
+"""CrossEncoder: scores for pairs of texts from any saved sequence classifier.
+
+    model = CrossEncoder("cross-encoder/ms-marco-MiniLM-L6-v2")           # a name, a folder, or a loaded model
+    model.predict([("How many people live in Berlin?", "Berlin has 3.7 million inhabitants.")])      # array [P]
+    model.rank("How many people live in Berlin?", documents, top_k=10)    # [{"corpus_id", "score"}, ...]
+    model.fit(train_dataloader, evaluator=evaluator, epochs=4, output_path="output")                 # trains it further
+
+What the classifier's config says about its scores is kept: the activation is the one that sentence-transformers would apply. Nothing
+of a repository is ever run unless asked for. How pairs are batched is told in `scoring.py`.
+
+Shapes: P pairs, C classes, D documents of a query.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cross_trainer.data.pairs import Pair, is_single, read_pairs, unique_pairs
+from cross_trainer.errors import ConfigurationError, DataError, UnsupportedModelError
+from cross_trainer.execution.padding_free import enable_padding_free
+from cross_trainer.execution.view import quantize_linears, scoring_view, skip_unread_tokens
+from cross_trainer.saved.folder import save_tokenizer
+from cross_trainer.saved.loading import (
+    Activation,
+    as_dtype,
+    check_loaded,
+    choose_max_length,
+    default_device,
+    load_classifier,
+    load_tokenizer,
+    saved_activation,
+    with_padding,
+)
+from cross_trainer.scoring.engine import DEFAULT_WINDOW, ScoringEngine
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+Scores: TypeAlias = NDArray[np.float32]
+LongDocuments: TypeAlias = Literal["max", "first", "mean"]
+
+MAX_TOKENS = {"cpu": 1024, "cuda": 16_384}
+"""Tokens of a batch on each type of device; 4,096 on others."""
+
+
+class CrossEncoder:
+    """A sequence classifier and its tokenizer, ready to score pairs of texts.
+
+    Args:
+        model_name_or_path: A name on the Hugging Face Hub, a folder, or a loaded model (then give its `tokenizer`).
+        num_labels: C. Default: what the model was saved with; 1 for a model that is no classifier yet, which gets a new head.
+        max_length: Tokens of a pair, the rest is cut, from the longer text first. Default: the tokenizer's, at most what the
+            model has positions for.
+        device: Where to compute. Default: a GPU if there is one; in a distributed run the one of this process.
+        dtype: Precision of the weights, "bfloat16" or `torch.bfloat16` for instance. Default: as saved. Scores are float32 always.
+        tokenizer: Instead of the one saved with the model.
+        activation: From logits to scores, used wherever a call names no other. Default: what the model's config asks for, see
+            `saved_activation`.
+        max_tokens: Tokens of a batch, padding included. Default: by the device, see `MAX_TOKENS`.
+        padding_free: Compute no padding in batches that have some, where the model allows it.
+        compile: Run the model through `torch.compile`: a minute or more at the first call, faster afterwards.
+        quantize: "int8" rounds the weights of the layers and their inputs to 8 bits while scoring, on CPUs only. Scores change by
+            a little; the model that is trained and saved stays as it is.
+        trust_remote_code: Run Python code that lies in the model's repository. Read it before.
+        use_safetensors: Refuse weights in pickle files, which can run code when they are loaded; False loads them.
+        revision: A branch, tag or commit of the repository.
+        token: For private repositories.
+        cache_dir: Where downloads are kept. Default: the Hugging Face cache.
+        local_files_only: Don't ask the Hub.
+
+    Attributes:
+        model: The plain transformers model.
+        tokenizer: Its tokenizer.
+        max_length: Tokens of a pair, or None for no limit.
+        activation_fn: From logits [P, C] to scores.
+        model_card_data: The newest value of each metric that an evaluator of sentence-transformers has reported, by key.
+
+    Raises:
+        ConfigurationError: Arguments contradict each other or the model; the message says how.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str | Path | PreTrainedModel,
+        num_labels: int | None = None,
+        max_length: int | None = None,
+        device: str | torch.device | None = None,
+        *,
+        dtype: str | torch.dtype | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        activation: Activation | None = None,
+        max_tokens: int | None = None,
+        padding_free: bool = True,
+        compile: bool = False,  # noqa: A002
+        quantize: Literal["int8"] | None = None,
+        trust_remote_code: bool = False,
+        use_safetensors: bool = True,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> None:
+        source = {
+            "trust_remote_code": trust_remote_code,
+            "revision": revision,
+            "token": token,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+        }
+        self._untrained = False
+        if isinstance(model_name_or_path, (str, Path)):
+            name = str(model_name_or_path)
+            model, self._untrained = load_classifier(name, num_labels, as_dtype(dtype), use_safetensors, source)
+            tokenizer = load_tokenizer(name, source) if tokenizer is None else tokenizer
+            device = default_device() if device is None else device
+        else:
+            model = check_loaded(model_name_or_path, num_labels)
+            model = model if dtype is None else model.to(as_dtype(dtype))
+        if tokenizer is None:
+            raise ConfigurationError("A loaded model needs its tokenizer: CrossEncoder(model, tokenizer=tokenizer).")
+        self.model: PreTrainedModel = model if device is None else model.to(device)
+        self.tokenizer = with_padding(tokenizer, model.config)
+        self.max_length = choose_max_length(max_length, tokenizer, model.config)
+        self._activation_given = activation is not None
+        self.activation_fn: Activation = saved_activation(model.config) if activation is None else activation
+        self.model_card_data = _ReportedMetrics()
+        self.max_tokens = MAX_TOKENS.get(self.device.type, 4096) if max_tokens is None else max_tokens
+        if self.max_tokens < 1:
+            raise ConfigurationError(f"max_tokens={max_tokens}: expected at least 1.")
+        if quantize not in {None, "int8"} or (quantize and self.device.type != "cpu"):
+            raise ConfigurationError(
+                f'quantize={quantize!r} on {self.device}: there is "int8", on the CPU. On GPUs use dtype="bfloat16".'
+            )
+        self._padding_free, self._compile, self._quantize = padding_free, compile, quantize
+        self._lock = threading.Lock()
+        self._view: tuple[tuple[Any, ...], Callable[..., Any]] | None = None
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The model's config."""
+        return self.model.config
+
+    @property
+    def num_labels(self) -> int:
+        """C, the number of columns of the logits."""
+        return int(cast("int", self.config.num_labels))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return torch.device(self.model.device)
+
+    def __repr__(self) -> str:
+        return (
+            f"CrossEncoder({self.config.name_or_path!r}, num_labels={self.num_labels}, max_length={self.max_length}, "
+            f"device='{self.device}', activation={self.activation_fn})"
+        )
+
+    # -- scoring -------------------------------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        pairs: Any,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        activation: Activation | Literal["logits"] | None = None,
+        *,
+        symmetric: bool = False,
+        columns: Sequence[str] | None = None,
+        distributed: bool = False,
+        convert_to_numpy: bool = True,
+        prompt_name: str | None = None,
+    ) -> Any:
+        """Score pairs of texts. Every row is read and checked before the first is scored.
+
+        Args:
+            pairs: Rows in any form, see `scoring.read_pairs`; or one pair.
+            batch_size: Pairs that a batch has at most, whatever `max_tokens` allows. Default: no limit.
+            show_progress_bar: Show pairs per second and the time left. Default: on a terminal only.
+            activation: From logits [P, C] in float32 to scores, instead of the model's own; "logits" for none.
+            symmetric: Average the scores of (a, b) and (b, a).
+            columns: The names of the two texts' columns, for dicts and data sets. Default: the first two columns of text.
+            distributed: Every process of a distributed run calls this with the same pairs, scores its share, and gets all
+                scores.
+            convert_to_numpy: False returns a tensor on the CPU.
+            prompt_name: Accepted for evaluators of sentence-transformers; must be None, as classifiers have no prompts.
+
+        Returns:
+            Scores in float32, in the order given: [P] for one label, [P, C] for more. For a single pair one number, or [C].
+
+        Raises:
+            DataError: A row isn't a pair of texts; the message names the row.
+            ConfigurationError: An argument can't be followed.
+        """
+        if prompt_name is not None:
+            raise ConfigurationError(
+                f"prompt_name={prompt_name!r}: prompts aren't supported. Put the prompt into the texts."
+            )
+        single = is_single(pairs)
+        rows = list(read_pairs([pairs] if single else pairs, columns))
+        distinct, places = unique_pairs(rows)
+        engine, chosen = self._engine(batch_size), self._activation(activation)
+        share, join = _share(distinct) if distributed else (distinct, _identity)
+        with _progress(show_progress_bar, len(share)) as advance:
+            parts = list(engine.score(share, chosen, symmetric=symmetric, on_batch=advance))
+        # An empty list tells the activation's width by an empty batch of logits.
+        parts = parts or [np.asarray(chosen(torch.zeros(0, self.num_labels)), dtype=np.float32)]
+        scores = _squeeze(join(np.concatenate(parts)))[places]
+        result = scores[0] if single else scores
+        return result if convert_to_numpy else torch.as_tensor(result)
+
+    def predict_iter(
+        self,
+        rows: Iterable[Any],
+        window: int = DEFAULT_WINDOW,
+        batch_size: int | None = None,
+        activation: Activation | Literal["logits"] | None = None,
+        *,
+        symmetric: bool = False,
+        columns: Sequence[str] | None = None,
+    ) -> Iterator[Any]:
+        """Score a stream of any length in constant memory.
+
+        Rows are read up to two windows ahead of the scores. A window's scores depend on nothing outside it: starting again
+        at a multiple of `window` gives the same bytes.
+
+        Args:
+            rows: As for `predict`, from any iterable.
+            window: Pairs that are sorted by length and batched together.
+            batch_size: As for `predict`.
+            activation: As for `predict`.
+            symmetric: As for `predict`.
+            columns: As for `predict`.
+
+        Yields:
+            One number for each row, in order, or [C] for more than one label.
+
+        Raises:
+            DataError: A row isn't a pair of texts; the scores of the windows before its own come first.
+        """
+        engine, chosen = self._engine(batch_size), self._activation(activation)
+        for scores in engine.score(read_pairs(rows, columns), chosen, symmetric=symmetric, window=window):
+            yield from _squeeze(scores)
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_k: int | None = None,
+        return_documents: bool = False,
+        *,
+        long_documents: LongDocuments | None = None,
+        stride: int | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        activation: Activation | Literal["logits"] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Sort documents by their score for a query.
+
+        Args:
+            query: The first text of every pair.
+            documents: [D] texts.
+            top_k: How many to return. Default: all.
+            return_documents: Add each document's text.
+            long_documents: What to do with documents that don't fit beside the query. Default: they are cut. "max" and "mean"
+                score overlapping passages and take the best or the mean; "first" takes the first passage.
+            stride: Tokens by which neighbouring passages overlap. Default: a quarter of a passage.
+            batch_size: As for `predict`.
+            show_progress_bar: As for `predict`.
+            activation: As for `predict`.
+
+        Returns:
+            `{"corpus_id": index into documents, "score": float}`, with "text" if asked for, best first; ties in the order given.
+
+        Raises:
+            ConfigurationError: The model has several labels, so that there is no one score to sort by.
+            DataError: The query or a document isn't a text.
+        """
+        if self.num_labels != 1:
+            raise ConfigurationError(
+                f"rank() sorts by one score, but the model has num_labels={self.num_labels}. Use predict() and choose "
+                "a column."
+            )
+        documents = list(documents)
+        wrong = next((index for index, text in enumerate(documents) if not isinstance(text, str)), None)
+        if not isinstance(query, str) or wrong is not None:
+            where, found = ("The query", query) if wrong is None else (f"Document {wrong}", documents[wrong])
+            raise DataError(f"{where} is {found!r:.60} ({type(found).__name__}), expected a string.")
+        passages = [[text] for text in documents]
+        if long_documents is not None:
+            passages = self._passages(query, documents, long_documents, stride)
+        pairs = [(query, passage) for parts in passages for passage in parts]
+        scores = self.predict(pairs, batch_size, show_progress_bar, activation)
+        if long_documents is not None and documents:
+            starts = np.cumsum([0, *map(len, passages[:-1])])
+            pooled = (np.maximum if long_documents == "max" else np.add).reduceat(scores, starts)
+            scores = pooled / np.array([len(parts) for parts in passages]) if long_documents == "mean" else pooled
+        order = np.argsort(-scores, kind="stable")[:top_k].tolist()
+        texts = {index: {"text": documents[index]} if return_documents else {} for index in order}
+        return [{"corpus_id": index, "score": float(scores[index]), **texts[index]} for index in order]
+
+    def _passages(self, query: str, documents: list[str], how: LongDocuments, stride: int | None) -> list[list[str]]:
+        """Each document's passages, cut between tokens so that each fits beside the query."""
+        if how not in {"max", "first", "mean"}:
+            raise ConfigurationError(f'long_documents={how!r}: expected "max", "first", "mean" or None.')
+        if not self.tokenizer.is_fast:
+            raise UnsupportedModelError(
+                f"long_documents needs the offsets of a fast tokenizer, but {type(self.tokenizer).__name__} is "
+                "a slow one."
+            )
+        if self.max_length is None:
+            return [[text] for text in documents]
+        with self._lock:
+            taken = len(self.tokenizer(query, "")["input_ids"])
+            room = self.max_length - taken
+            if room < 1:
+                raise ConfigurationError(
+                    f"The query takes {taken} of {self.max_length} tokens, which leaves no room for a document. "
+                    "Shorten it or leave long_documents out."
+                )
+            encoded = self.tokenizer(documents, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        overlap = room // 4 if stride is None else stride
+        if not 0 <= overlap < room:
+            raise ConfigurationError(f"stride={stride}: expected 0 to {room - 1}, as a passage holds {room} tokens.")
+        return [
+            _cut_text(text, offsets, room, overlap)[: 1 if how == "first" else None]
+            for text, offsets in zip(documents, encoded["offset_mapping"], strict=True)
+        ]
+
+    def _engine(self, batch_size: int | None = None) -> ScoringEngine:
+        if batch_size is not None and batch_size < 1:
+            raise ConfigurationError(f"batch_size={batch_size}: expected at least 1.")
+        if self._untrained:
+            logger.warning(
+                "The classification head of %s is new: its scores mean nothing before training.",
+                self.config.name_or_path,
+            )
+            self._untrained = False
+        return ScoringEngine(
+            self._scoring_model(), self.tokenizer, self.max_length, self.max_tokens, batch_size, self.device, self._lock
+        )
+
+    def _scoring_model(self) -> Callable[..., Any]:
+        """The view of the model that scores are computed with, made anew when the model's tensors have been exchanged."""
+        tensors = list(itertools.chain(self.model.parameters(), self.model.buffers()))
+        versions = [(tensor._version, tensor.data_ptr()) for tensor in tensors] if self._quantize else []  # noqa: SLF001
+        state = (*map(id, tensors), *versions)
+        if self._view is None or self._view[0] != state:
+            view = scoring_view(self.model)
+            if self._padding_free:
+                try:
+                    enable_padding_free(view)
+                except UnsupportedModelError as reason:
+                    logger.info("Padding-free execution is off: %s", reason)
+            skip_unread_tokens(view)
+            if self._quantize:
+                quantize_linears(view)
+            self._view = (state, torch.compile(view, dynamic=True) if self._compile else view)
+        return self._view[1]
+
+    def _activation(self, activation: Activation | Literal["logits"] | None) -> Activation:
+        if activation == "logits":
+            return _identity
+        if activation is None:
+            return self.activation_fn
+        if not callable(activation):
+            raise ConfigurationError(
+                f'activation={activation!r}: expected None, "logits" or a callable on logits [P, C].'
+            )
+        return activation
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        train_dataloader: DataLoader[Any],
+        evaluator: Callable[..., Any] | None = None,
+        epochs: float = 1,
+        loss_fct: Callable[..., Any] | None = None,
+        scheduler: str = "linear",
+        warmup_steps: float = 0.1,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW,
+        optimizer_params: Mapping[str, Any] | None = None,
+        weight_decay: float = 0.01,
+        evaluation_steps: int = 0,
+        output_path: str | Path | None = None,
+        save_best_model: bool = True,
+        max_grad_norm: float = 1.0,
+        use_amp: bool = False,
+        callback: Callable[[float, float, int], Any] | None = None,
+        show_progress_bar: bool | None = None,
+        seed: int = 42,
+    ) -> None:
+        """Train on the examples of a DataLoader, by `CrossEncoderTrainer`, which also takes data sets, metrics and checkpoints.
+
+        The loss follows from the labels: binary cross-entropy for one label in [0, 1], cross-entropy for classes. Afterwards the model in
+        memory is the last one, and `activation_fn` is what its loss makes of logits, unless one was given at construction.
+
+        Args:
+            train_dataloader: Over `InputExample(texts=[a, b], label=...)`, tuples or dicts. Its batch size, order and `drop_last`
+                count, its collation doesn't.
+            evaluator: Called as `evaluator(self, output_path=..., epoch=..., steps=...)` after every epoch. Returns a number, or a dict
+                in which its attribute `primary_metric` names one. Larger is better, unless it says `greater_is_better = False`.
+                Those of `sentence_transformers.cross_encoder.evaluation` fit.
+            epochs: How often to go over the examples.
+            loss_fct: A loss of `cross_trainer.training.losses`, or any callable `(outputs, labels, num_items_in_batch)`.
+            scheduler: A name of transformers ("linear", "cosine", ...) or of sentence-transformers ("WarmupLinear", ...).
+            warmup_steps: Steps until the learning rate is reached; below 1, their share of all steps.
+            optimizer_class: Its parameters are split into those with and without weight decay (biases and norms).
+            optimizer_params: Its keyword arguments; `{"lr": 2e-5}` by default.
+            weight_decay: As in AdamW.
+            evaluation_steps: Above 0, also evaluate after each so many steps.
+            output_path: Where to save: the best model by the evaluator, at once when it is found; the last one without an evaluator.
+                Default: nowhere.
+            save_best_model: False saves the last model, whatever an evaluator says.
+            max_grad_norm: Gradients are clipped to this norm.
+            use_amp: Mixed precision in bfloat16.
+            callback: Called as `callback(score, epoch, steps)` after each evaluation.
+            show_progress_bar: Default: on a terminal only.
+            seed: Of the order of rows and of dropout.
+
+        Raises:
+            DataError: An example can't be trained on; the message names the column, the row and the remedy.
+            ConfigurationError: The loader has no batch size or no length, or an argument can't be followed.
+        """
+        from cross_trainer.training.fitting import FitSettings, fit
+
+        settings = FitSettings(
+            evaluator,
+            epochs,
+            loss_fct,
+            scheduler,
+            warmup_steps,
+            optimizer_class,
+            optimizer_params,
+            weight_decay,
+            evaluation_steps,
+            output_path,
+            save_best_model,
+            max_grad_norm,
+            use_amp,
+            callback,
+            show_progress_bar,
+            seed,
+        )
+        self._untrained = False
+        fit(self, train_dataloader, settings, keep_activation=self._activation_given)
+
+    # -- saving --------------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Save model, tokenizer and maximal length as plain Hugging Face files, for every tool that reads them.
+
+        Args:
+            folder: Made if it isn't there.
+        """
+        self.model.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, folder, self.max_length)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Add a cross-encoder",
+    ) -> str:
+        """Upload what `save_pretrained` writes, in one commit; the repository is made if it isn't there.
+
+        Args:
+            repo_id: "user/name".
+            private: Whether a new repository is private. Default: the organisation's setting.
+            token: Default: the one you are logged in with.
+            revision: A branch to commit to. Default: the main one.
+            commit_message: The commit's title.
+
+        Returns:
+            The commit's address.
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            commit = api.upload_folder(
+                repo_id=repo, folder_path=folder, revision=revision, commit_message=commit_message
+            )
+        return str(commit.commit_url)
+
+
+class _ReportedMetrics(dict[str, float]):
+    """What evaluators of sentence-transformers report their metrics to."""
+
+    def set_evaluation_metrics(self, _: Any, metrics: Mapping[str, float], *__: Any) -> None:
+        """Keep the newest value of each metric."""
+        self.update(metrics)
+
+
+# -- results -----------------------------------------------------------------------------------------------------------
+
+
+def _identity(values: Any) -> Any:
+    return values
+
+
+def _squeeze(scores: Scores) -> Scores:
+    """[P, 1] as [P]."""
+    return scores[:, 0] if scores.ndim == 2 and scores.shape[1] == 1 else scores
+
+
+def _share(pairs: list[Pair]) -> tuple[list[Pair], Callable[[Scores], Scores]]:
+    """This process's share of the pairs, and how to join all processes' scores in order."""
+    from accelerate import PartialState  # type: ignore[import-untyped]
+    from accelerate.utils import gather_object  # type: ignore[import-untyped]
+
+    state = PartialState()
+
+    def join(scores: Scores) -> Scores:
+        parts = gather_object([scores]) if state.num_processes > 1 else [scores]
+        joined = np.empty((len(pairs), *scores.shape[1:]), dtype=np.float32)
+        for process, part in enumerate(parts):
+            joined[process :: state.num_processes] = part
+        return joined
+
+    return pairs[state.process_index :: state.num_processes], join
+
+
+@contextlib.contextmanager
+def _progress(show: bool | None, total: int) -> Iterator[Callable[[int], Any]]:
+    """A progress bar over pairs; gives the function to advance it."""
+    from tqdm.auto import tqdm
+
+    # tqdm takes None for "on a terminal only".
+    with tqdm(total=total, unit="pair", desc="Scoring", disable=None if show is None else not show) as bar:
+        yield bar.update
+
+
+def _cut_text(text: str, offsets: Sequence[tuple[int, int]], room: int, overlap: int) -> list[str]:
+    """Passages of at most `room` tokens, neighbours sharing `overlap`; the last one ends with the text."""
+    if len(offsets) <= room:
+        return [text]
+    starts = range(0, len(offsets) - overlap, room - overlap)
+    return [text[offsets[start][0] : offsets[min(start + room, len(offsets)) - 1][1]] for start in starts]

@@ -1,0 +1,249 @@
+"""The command line: what options reach, what is refused in one line, exit codes, help, and that nothing is replaced unasked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from commands import error, invoke, labelled, make_rows, run, save, stop_after, write_table
+from conftest import SENTENCES
+from datasets import Dataset
+
+import cross_trainer
+from cross_trainer.commands import cli
+from cross_trainer.commands.cli import main
+from cross_trainer.data.tables import read_rows
+from cross_trainer.scoring.cross_encoder import CrossEncoder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("model"))
+
+
+def test_the_options_of_the_model_arrive(tmp_path, model, monkeypatch):
+    seen = {}
+
+    class Spy(CrossEncoder):
+        def __init__(self, name, **options):
+            seen.update(options, name=name)
+            super().__init__(
+                name, **{key: value for key, value in options.items() if key not in {"revision", "trust_remote_code"}}
+            )
+
+        def predict_iter(self, rows, window, **options):
+            seen["window"] = window
+            return super().predict_iter(rows, window, **options)
+
+    monkeypatch.setattr("cross_trainer.scoring.cross_encoder.CrossEncoder", Spy)
+    options = {
+        "max_length": 16,
+        "device": "cpu",
+        "dtype": "float32",
+        "max_tokens": 99,
+        "quantize": "int8",
+        "revision": "r1",
+    }
+    argv = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    write_table(tmp_path / "in.csv", make_rows(3))
+    run(
+        "score",
+        tmp_path / "in.csv",
+        "-o",
+        tmp_path / "out.csv",
+        "-m",
+        model,
+        *argv,
+        "--trust-remote-code",
+        "--window",
+        "2",
+    )
+    assert seen == {**options, "name": model, "trust_remote_code": True, "window": 2}
+    queries = write_table(tmp_path / "q.csv", [{"id": "q", "text": "a"}])
+    seen.clear()
+    run(
+        "rank",
+        queries,
+        queries,
+        "-o",
+        tmp_path / "out.trec",
+        "-m",
+        model,
+        *argv,
+        "--trust-remote-code",
+        "--window",
+        "3",
+    )
+    assert seen == {**options, "name": model, "trust_remote_code": True, "window": 3}
+
+
+def test_no_output_is_replaced_unasked(tmp_path, model, monkeypatch):
+    for name in ("load_split", "rank_files.TextStore", "score_file.load_model"):
+        monkeypatch.setattr(f"cross_trainer.{'' if '.' in name else 'cli.'}{name}", None)
+    source, output = write_table(tmp_path / "in.csv", make_rows(3)), tmp_path / "out.jsonl"
+    output.write_text("a thesis")
+    for argv in (
+        ["score", source, "-m", model],
+        ["rank", source, source, "-m", model],
+        ["mine", source],
+        ["evaluate", model, source],
+    ):
+        told = error(*argv, "-o", output)
+        assert told == f"error: {output} exists. Pass --overwrite to replace it, or name another output."
+    assert output.read_text() == "a thesis"
+
+
+def test_outputs_are_replaced_when_asked(tmp_path, model):
+    source, output = tmp_path / "in.csv", tmp_path / "out.jsonl"
+    Dataset.from_list(labelled()).to_csv(source, index=False)
+    queries = write_table(tmp_path / "queries.csv", [{"id": "q", "text": "a"}])
+    for argv in (
+        ["rank", queries, queries, "-m", model],
+        ["mine", source, "--num-negatives", 1],
+        ["evaluate", model, source],
+    ):
+        output.write_text("a thesis")
+        run(*argv, "-o", output, "--overwrite")
+        assert "thesis" not in output.read_text()
+
+
+# -- exit codes --------------------------------------------------------------------------------------------------------
+
+
+def test_control_c_says_how_to_go_on(tmp_path, model, monkeypatch):
+    source = write_table(tmp_path / "in.csv", make_rows(20))
+    argv = ["score", source, "-o", tmp_path / "out.csv", "-m", model, "--window", 5]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2, KeyboardInterrupt)
+        assert "interrupted. Run the same command again: it goes on" in run(*argv, code=130).stderr
+    run(*argv)
+
+
+def test_what_nobody_expected_keeps_its_traceback(tmp_path, model, monkeypatch):
+    source = write_table(tmp_path / "in.csv", make_rows(2))
+    for exception in (RuntimeError("odd"), OSError("of no file")):
+
+        def fail(*_, exception=exception, **__):
+            raise exception
+
+        monkeypatch.setattr(cli, "score_file", fail)
+        result = invoke("score", source, "-o", tmp_path / "out.csv", "-m", model)
+        assert (result.exit_code, result.exception) == (1, exception)
+
+
+def test_main_ends_with_the_code(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, "argv", ["cross-trainer", "score", str(tmp_path / "no.csv"), "-o", str(tmp_path / "o.csv"), "-m", "m"]
+    )
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert capsys.readouterr().err == f"error: {tmp_path / 'no.csv'}: No such file or directory\n"
+    monkeypatch.setattr(sys, "argv", ["cross-trainer", "--version"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert capsys.readouterr().out == f"cross-trainer {cross_trainer.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-m", "/no/where"], "'/no/where' is a path, but there is no such folder"),
+        (["-m", "."], "can't be loaded from a folder or from the Hub: "),
+        (["--device", "abacus"], "--device abacus: "),
+        (["--dtype", "int7"], "dtype='int7'"),
+        (["--quantize", "int4"], "quantize='int4'"),
+        (["--max-length", "9999"], "positions for 1 to 64"),
+        (["--max-tokens", "0"], "max_tokens=0"),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_one_line(tmp_path, model, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    write_table(tmp_path / "in.csv", make_rows(2))
+    assert message in error("score", "in.csv", "-o", "out.csv", "-m", model, *options)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_without_the_hub_a_model_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    write_table(tmp_path / "in.csv", make_rows(2))
+    told = error("score", tmp_path / "in.csv", "-o", tmp_path / "out.csv", "-m", "nobody/has-this")
+    assert "'nobody/has-this' can't be loaded from a folder or from the Hub" in told
+
+
+HELP = """
+import sys
+from cross_trainer.commands.cli import app
+try:
+    app(["--help"])
+except SystemExit:
+    print(sorted({"torch", "transformers", "datasets", "numpy", "pyarrow"} & set(sys.modules)))
+"""
+
+
+def test_help_is_enough_and_needs_nothing_heavy():
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    for command in ("score", "rank", "train", "evaluate", "mine"):
+        assert f"  {command} " in done.stdout
+    for command in ("score", "rank", "evaluate", "mine"):
+        told = run(command, "--help").stdout
+        assert f"  Example:\n    cross-trainer {command} " in told
+        assert "[required]" in told
+    version = [sys.executable, "-m", "cross_trainer.commands.cli", "--version"]
+    module = subprocess.run(version, capture_output=True, text=True, check=True)
+    assert module.stdout == f"cross-trainer {cross_trainer.__version__}\n"
+
+
+# -- mine --------------------------------------------------------------------------------------------------------------
+
+
+def test_negatives_are_mined_from_a_corpus(tmp_path, model):
+    positives = [
+        {"query": query, "answer": f"{query} {SENTENCES[index - 1]} indeed"} for index, query in enumerate(SENTENCES)
+    ]
+    Dataset.from_list(positives).to_csv(tmp_path / "rows.csv", index=False)
+    corpus = write_table(
+        tmp_path / "corpus.jsonl",
+        [{"id": str(index), "title": "t", "text": text} for index, text in enumerate(SENTENCES)],
+    )
+    argv = ["mine", tmp_path / "rows.csv", "--num-negatives", 1, "--output-format", "labeled-list"]
+    run(*argv, "-o", tmp_path / "own.jsonl")
+    run(*argv, "-o", tmp_path / "other.jsonl", "--corpus", corpus)
+    run(
+        *argv,
+        "-o",
+        tmp_path / "title.jsonl",
+        "--corpus",
+        corpus,
+        "--corpus-column",
+        "text",
+        "--model",
+        model,
+        "--max-score",
+        "1",
+        "--max-length",
+        "20",
+    )
+    own, other, scored = (list(read_rows(tmp_path / f"{name}.jsonl")) for name in ("own", "other", "title"))
+    assert own[0].keys() == {"query", "documents", "labels"}
+    assert all(row["documents"][1].endswith(" indeed") for row in own)
+    assert all(row["documents"][1] in SENTENCES for row in other + scored)
+    run(
+        "mine",
+        tmp_path / "rows.csv",
+        "-o",
+        tmp_path / "triplets.csv",
+        "--num-negatives",
+        2,
+        "--range-max",
+        5,
+        "--sampling-strategy",
+        "random",
+        "--seed",
+        1,
+    )
+    assert list(next(read_rows(tmp_path / "triplets.csv"))) == ["query", "answer", "negative"]
+    assert "compares scores, and there is no scorer" in error(*argv, "-o", tmp_path / "x.jsonl", "--min-score", 0.5)
+    assert "a tsv can't hold every text" in error(*argv, "-o", tmp_path / "x.tsv")
+    assert "no column 'body'" in error(*argv, "-o", tmp_path / "x.csv", "--corpus", corpus, "--corpus-column", "body")

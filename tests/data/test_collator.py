@@ -1,0 +1,228 @@
+"""The collator's batches against the tokenizer called by hand, and what it counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from cross_trainer.data.collator import PairCollator, Sentinel
+from cross_trainer.data.columns import Columns, InputExample, resolve_columns
+from cross_trainer.errors import ConfigurationError, DataError
+
+ROWS = [
+    ("a man is playing a guitar", "someone plays", 1),
+    ("the dog runs", "an animal is moving in the park", 0),
+    ("", "kids", 1),
+]
+
+
+def test_pairs_are_the_tokenizers_own_two_segments(tokenizer):
+    batch = PairCollator(tokenizer)(ROWS)
+    expected = tokenizer([row[0] for row in ROWS], [row[1] for row in ROWS], padding=True, return_tensors="pt")
+    assert set(batch) == {*expected, "labels"}
+    for name in expected:
+        assert torch.equal(batch[name], expected[name])
+    assert torch.equal(batch["labels"], torch.tensor([1, 0, 1]))
+
+
+def test_rows_of_every_type_collate_alike(tokenizer):
+    expected = PairCollator(tokenizer)(ROWS)
+    mappings = [{"x": a, "y": b, "label": label} for a, b, label in ROWS]
+    for rows in (mappings, [InputExample(texts=[a, b], label=label) for a, b, label in ROWS]):
+        batch = PairCollator(tokenizer)(rows)
+        assert all(torch.equal(batch[name], expected[name]) for name in expected)
+
+
+def test_tokenised_rows_are_padded(tokenizer):
+    tokenised = [{**tokenizer(a, b), "labels": label} for a, b, label in ROWS]
+    expected = PairCollator(tokenizer)(ROWS)
+    batch = PairCollator(tokenizer)(tokenised)
+    assert all(torch.equal(batch[name], expected[name]) for name in expected)
+    with pytest.raises(DataError, match=r"a tokenised row has 1\d tokens, more than max_length=8"):
+        PairCollator(tokenizer, max_length=8)(tokenised)
+
+
+@pytest.mark.parametrize(
+    ("labels", "dtype", "shape"),
+    [
+        ([0, 1, 2], torch.long, (3,)),
+        ([0.0, 0.5, 1], torch.float, (3,)),
+        ([True, False, True], torch.long, (3,)),
+        ([[0, 1], [1, 1], [0, 0]], torch.float, (3, 2)),
+    ],
+)
+def test_types_of_labels(tokenizer, labels, dtype, shape):
+    rows = [(a, b, label) for (a, b, _), label in zip(ROWS, labels, strict=True)]
+    made = PairCollator(tokenizer)(rows)["labels"]
+    assert (made.dtype, tuple(made.shape), made.tolist()) == (dtype, shape, torch.tensor(labels, dtype=dtype).tolist())
+
+
+def test_class_names_need_ids(tokenizer):
+    rows = [(a, b, "yes") for a, b, _ in ROWS]
+    columns = Columns("text_1", ("text_2",), "label", label2id={"no": 0, "yes": 1})
+    assert PairCollator(tokenizer, columns=columns)(rows)["labels"].tolist() == [1, 1, 1]
+    with pytest.raises(DataError, match="label 'yes' is a class name"):
+        PairCollator(tokenizer)(rows)
+
+
+def test_padding_arguments(tokenizer):
+    assert PairCollator(tokenizer, max_length=48, padding="max_length")(ROWS)["input_ids"].shape == (3, 48)
+    length = PairCollator(tokenizer)(ROWS)["input_ids"].shape[1]
+    assert PairCollator(tokenizer, pad_to_multiple_of=8)(ROWS)["input_ids"].shape[1] == -(-length // 8) * 8
+
+
+@pytest.mark.parametrize("truncation", ["longest_first", "only_second", "only_first"])
+def test_truncation(tokenizer, truncation):
+    words = "one two three four five six seven eight nine ten"
+    rows = [(words, "a man"), ("a man", words), (words, words), ("a", "b"), (words, "")]
+    collator = PairCollator(tokenizer, max_length=20, truncation=truncation)
+    batch = collator(rows)
+    assert batch["attention_mask"].sum(1).max() == 20
+    assert collator.statistics()["truncated"] == 4
+    whole = tokenizer(words, add_special_tokens=False)["input_ids"]
+    ids = batch["input_ids"].tolist()
+    if truncation == "only_second":
+        # The query stays whole where it fits, and leaves the document one token where it doesn't.
+        assert ids[1][1:3] == tokenizer("a man", add_special_tokens=False)["input_ids"][:2]
+        assert ids[0][1:17] == whole[:16]
+        assert ids[2][1:17] == whole[:16]
+    elif truncation == "only_first":
+        assert ids[2][-17:-1] == whole[:16]
+    else:
+        expected = tokenizer(*zip(*rows, strict=True), truncation="longest_first", max_length=20, padding=True)
+        assert ids == expected["input_ids"]
+
+
+def test_swap_is_for_training(tokenizer):
+    rows = [("first", "second", 1)] * 64
+    collator = PairCollator(tokenizer, swap=True)
+    torch.manual_seed(0)
+    ids = collator(rows)["input_ids"].tolist()
+    forward, backward = tokenizer("first", "second")["input_ids"], tokenizer("second", "first")["input_ids"]
+    assert {tuple(row) for row in ids} == {tuple(forward), tuple(backward)}
+    assert 16 < ids.count(forward) < 48
+    still = collator.for_dataset(resolve_columns(rows), training=False)
+    assert still(rows)["input_ids"].tolist() == [forward] * 64
+
+
+def test_lists_are_flat_pairs_with_a_grid_of_labels(tokenizer):
+    rows = [
+        {"query": "q", "documents": ["a", "b", "c"], "labels": [0, 2, 1], "num_relevant": 4},
+        {"query": "r", "documents": ["d"], "labels": [1], "num_relevant": 1},
+    ]
+    batch = PairCollator(tokenizer)(rows)
+    expected = tokenizer(["q", "q", "q", "r"], ["a", "b", "c", "d"], padding=True)["input_ids"]
+    assert batch["input_ids"].tolist() == expected
+    assert batch["labels"].tolist() == [[0, 2, 1], [1, -100, -100]]
+    assert batch["num_relevant"].tolist() == [4, 1]
+
+
+def test_tuples(tokenizer):
+    rows = [{"query": "q", "positive": "p", "negative": "n", "negative_2": "m"}]
+    assert PairCollator(tokenizer)(rows)["labels"].tolist() == [[1, 0, 0]]
+    assert PairCollator(tokenizer)([{"query": "q", "positive": "p", "negative": "n", "score": 2.5}])[
+        "labels"
+    ].tolist() == [[2.5, 0]]
+    scored = [{"query": "q", "positive": "p", "negative": "n", "scores": [2.5, -1.0]}]
+    assert PairCollator(tokenizer)(scored)["labels"].tolist() == [[2.5, -1]]
+
+
+def decoded(tokenizer, batch):
+    return [tokenizer.decode(ids, skip_special_tokens=True).replace(" ##", "") for ids in batch["input_ids"]]
+
+
+def test_in_batch_negatives_are_never_positives(tokenizer):
+    rows = [
+        {"query": "sky", "positive": "blue"},
+        {"query": "dog", "positive": "runs"},
+        {"query": "cook", "positive": "blue"},
+        {"query": "sky", "positive": "dark"},
+        {"query": "book", "positive": "onion"},
+    ]
+    batch = PairCollator(tokenizer, in_batch_negatives=2)(rows)
+    assert decoded(tokenizer, batch) == [
+        "sky blue",
+        "sky runs",
+        "sky onion",  # neither its own positive under another query nor its other positive
+        "dog runs",
+        "dog blue",
+        "dog dark",
+        "cook blue",
+        "cook dark",
+        "cook onion",
+        "sky dark",
+        "sky onion",
+        "sky runs",
+        "book onion",
+        "book blue",
+        "book runs",
+    ]
+    assert batch["labels"].tolist() == [[1, 0, 0]] * 5
+
+
+def test_fewer_eligible_negatives_leave_gaps(tokenizer):
+    rows = [
+        {"query": "sky", "positive": "blue", "negative": "runs"},
+        {"query": "dog", "positive": "runs", "negative": "sky"},
+    ]
+    batch = PairCollator(tokenizer, in_batch_negatives=3)(rows)
+    assert batch["labels"].tolist() == [[1, 0, -100], [1, 0, 0]]
+    assert batch["input_ids"].shape[0] == 5
+    collator = PairCollator(tokenizer, in_batch_negatives=1)
+    with pytest.raises(ConfigurationError, match="without a label"):
+        collator.for_dataset(Columns("a", ("b",), "label"), training=True)
+    assert collator.for_dataset(Columns("a", ("b",), "label"), training=False).in_batch_negatives == 0
+
+
+def test_sentinels_count_for_nothing(tokenizer):
+    assert PairCollator(tokenizer)([*ROWS, Sentinel()])["labels"].tolist() == [1, 0, 1, -100]
+    lists = [{"query": "q", "documents": ["a", "b"], "labels": [1, 0]}, Sentinel()]
+    batch = PairCollator(tokenizer)(lists)
+    assert batch["labels"].tolist() == [[1, 0], [-100, -100]]
+    assert batch["input_ids"].shape[0] == 2
+    collator = PairCollator(tokenizer).for_dataset(resolve_columns(lists[:1]), training=True)
+    alone = collator([Sentinel()])
+    assert alone["labels"].tolist() == [[-100]]
+    assert alone["input_ids"].shape[0] == 1
+    tokenised = [{**tokenizer("a", "b"), "labels": 1}, Sentinel()]
+    assert PairCollator(tokenizer)(tokenised)["labels"].tolist() == [1, -100]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_counts_come_from_every_worker(tokenizer, workers):
+    collator = PairCollator(tokenizer, max_length=10)
+    rows = ROWS * 10
+    batches = list(DataLoader(rows, batch_size=6, collate_fn=collator, num_workers=workers))
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    size = sum(batch["attention_mask"].numel() for batch in batches)
+    assert collator.statistics() == {"pairs": 30, "tokens": tokens, "padding": size - tokens, "truncated": 20}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"truncation": "head"}, "truncation='head'"),
+        ({"padding": False}, "padding=False"),
+        ({"max_length": 4}, "max_length=4"),
+        ({"in_batch_negatives": -1}, "in_batch_negatives=-1"),
+    ],
+)
+def test_arguments_are_checked(tokenizer, options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        PairCollator(tokenizer, **options)
+
+
+def test_bad_rows_of_a_stream(tokenizer):
+    collator = PairCollator(tokenizer, columns=Columns("a", ("b",), "label"))
+    with pytest.raises(DataError, match=r"Column 'b': expected a text, found None"):
+        collator([{"a": "x", "b": None, "label": 1}])
+    with pytest.raises(DataError, match=r"Column 'label': no label"):
+        collator([{"a": "x", "b": "y", "label": None}])
+
+
+def test_repr_says_what_it_does(tokenizer):
+    assert repr(PairCollator(tokenizer, max_length=32, swap=True)) == (
+        "PairCollator(max_length=32, truncation='longest_first', padding=True, pad_to_multiple_of=None, columns=None, swap=True, "
+        "in_batch_negatives=0)"
+    )

@@ -107,6 +107,32 @@ class Columns:
         return value
 
 
+def check_text(value: Any, where: str) -> str:
+    """A value that is a text, as every reader of rows checks it.
+
+    Args:
+        value: What stands where a text should.
+        where: Its place, as a message begins: "Column 'question', row 3".
+
+    Raises:
+        DataError: It is no string, or one with half of a surrogate pair, which is no character and can't be encoded.
+    """
+    if not isinstance(value, str):
+        raise DataError(
+            f"{where}: expected a text, found {short(value)} ({type(value).__name__}). "
+            "Filter such rows out, or turn the value into a string."
+        )
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"{where}: the text {short(value)} has half of a surrogate pair, which is no character. "
+                "Filter such rows out, or mend it with text.encode(errors='ignore').decode()."
+            ) from None
+    return value
+
+
 def as_mapping(row: Row) -> Mapping[str, Any]:
     """A row as a mapping. Tuples and examples get the columns `text_1`, `text_2` and `label`.
 

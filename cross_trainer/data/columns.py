@@ -1,18 +1,27 @@
-"""What a row is: which columns hold the texts and which one the label, and whether all of them can be trained on.
+"""What a row is: which columns hold the two texts, and which one the label.
 
-A data set may be a `datasets.Dataset` or `IterableDataset`, a torch `Dataset` or a plain list, and its rows dicts, tuples
-`(a, b)` or `(a, b, label)`, or `InputExample(texts=[a, b], label=...)`. `resolve_columns` decides once per data set what each
-column is for, and `survey` reads the whole of it once, in batches, before any long work starts:
+A data set may be a `datasets.Dataset` or `IterableDataset`, a torch `Dataset` or a plain list, and its rows dicts,
+tuples `(a, b)` or `(a, b, label)`, or `InputExample(texts=[a, b], label=...)`. `resolve_columns` decides what each
+column is for:
 
-    columns = resolve_columns(dataset)     # Columns(query='question', documents=('answer',), label='label', shape='pair', ...)
-    found = survey(dataset, columns)       # raises DataError at the first row that can't be trained on
+    >>> resolve_columns([{"qid1": "7", "question1": "Why?", "question2": "How?", "is_duplicate": 0}])
+    Columns(query='question1', documents=('question2',), label='is_duplicate', shape='pair', ...)
 
-Four shapes of row are told apart:
+There are four shapes of row:
 
-    pair    (query, document[, label])                     label: a number, a class or, for several labels at once, a list
-    list    (query, [document, ...][, [label, ...]])       one label a document
-    tuple   (query, positive, negative, negative_2, ...)   no label; or a margin; or a list of one score a document
-    tokens  (input_ids, ..., [label])                      tokenised already
+    pair    (query, document[, label])                     label: a number, a class, or a list for several labels at
+    once list    (query, [document, ...][, [label, ...]])       one label per document
+    tuple   (query, positive, negative, negative_2, ...)   no label; or a margin; or a list of one score per document
+    tokens  (input_ids, ..., [label])                      already tokenised
+
+Columns are recognised by their names, compared without case, spaces and punctuation:
+
+- texts: a pair of `KNOWN_PAIRS`, or else the only two text columns that there are;
+- negatives: `negative`, `negatives`, `negative_1`, `hard_negative`, `neg`, `neg_2`, ...;
+- the label: `label`, `labels`, `score` or `scores`; else another of `LABEL_NAMES`, or the only `ClassLabel`;
+- never a text: identifiers (`id`, `qid1`, `pairID`, `doc_ids`, `guid`, ...) and `split`.
+
+What is still ambiguous is an error that names the columns, what each could be, and the argument that decides.
 """
 
 from __future__ import annotations
@@ -28,11 +37,39 @@ from cross_trainer.errors import ConfigurationError, DataError, short
 
 logger = logging.getLogger(__name__)
 
-LABEL_NAMES = ("label", "labels", "score", "scores")
+_QUERIES = ("query", "question")
+_DOCUMENTS = (
+    *("document", "documents", "doc", "docs", "passage", "passages", "paragraph", "context", "text"),
+    *("answer", "answers", "response", "positive", "pos"),
+)
+KNOWN_PAIRS = (
+    *(("sentence1", "sentence2"), ("sentence_a", "sentence_b"), ("question1", "question2"), ("premise", "hypothesis")),
+    *(("text1", "text2"), ("text_a", "text_b"), ("text", "text_pair"), ("first", "second"), ("anchor", "positive")),
+    *((query, document) for query in _QUERIES for document in _DOCUMENTS),
+)
+"""Names of columns that are read as the first and the second text."""
+
+LABEL_NAMES = (
+    *("label", "labels", "score", "scores"),
+    *(
+        "gold_label",
+        "is_duplicate",
+        "similarity_score",
+        "similarity",
+        "relevance",
+        "relevance_score",
+        "relatedness_score",
+    ),
+    *("entailment_judgment", "target", "targets", "grade", "grades", "rating", "ratings"),
+)
+"""Names of a label's column; the first four take precedence over the others."""
+
 NUM_RELEVANT = "num_relevant"
 IGNORED_LABEL = -100
-_IDENTIFIERS = re.compile(r"(.*_)?(id|idx|guid|uid|uuid|qid|pid|docid|pairid)", re.IGNORECASE)
-_NEGATIVE = re.compile(r"negative(_\d+)?")
+_WORDS = re.compile(r"IDs|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+_IDENTIFIERS = re.compile(r"([qpd]|doc|pair|gu|u|uu)?ids?|idxs?")
+_NEGATIVES = re.compile(r"(hard)?neg(ative)?s?[0-9]*")
+BY_ARGUMENT = "columns=(first text, second text, label)"
 
 Shape: TypeAlias = Literal["pair", "list", "tuple", "tokens"]
 Rows: TypeAlias = Any  # Dataset | IterableDataset | torch Dataset | Sequence: they share no type
@@ -41,11 +78,14 @@ Row: TypeAlias = "Mapping[str, Any] | Sequence[Any] | InputExample"
 
 @dataclass
 class InputExample:
-    """A pair of texts and its label, by the name that sentence-transformers' users know.
+    """A pair of texts and its label, by the name that users of sentence-transformers know.
+
+        >>> InputExample(texts=["How do I pay?", "What does it cost?"], label=0)
+        InputExample(texts=['How do I pay?', 'What does it cost?'], label=0, guid=None)
 
     Args:
         texts: The two texts, in the order in which the model reads them.
-        label: A number, a class index, a class name or a list of 0 and 1 for several labels at once.
+        label: A number, a class index, a class name, or a list of 0 and 1 for several labels at once.
         guid: An identifier of your own; not read.
     """
 
@@ -60,7 +100,8 @@ class Columns:
 
     Args:
         query: The column of the first text.
-        documents: The column of the second text, or of the lists of documents; for tuples the positive's and the negatives'.
+        documents: The column of the second text, or of the lists of documents; for tuples the positive's and the
+            negatives'.
         label: The column of the label, if there is one.
         shape: What a row is; see the module.
         num_relevant: A column counting each query's relevant documents, also those missing from its list.
@@ -156,42 +197,96 @@ def as_mapping(row: Row) -> Mapping[str, Any]:
 
 
 def resolve_columns(
-    dataset: Rows, columns: Columns | Sequence[str] | None = None, in_batch_negatives: int = 0
+    dataset: Rows,
+    columns: Columns | Sequence[str] | None = None,
+    in_batch_negatives: int = 0,
+    *,
+    option: str = BY_ARGUMENT,
 ) -> Columns:
-    """Decide what each column is for, and log it in one line.
-
-    Texts are the first two columns of text in order, the label is `label`, `labels`, `score` or `scores`. Columns named as
-    identifiers (`id`, `qid`, `doc_id`, ...) are no texts.
+    """Decide what each column is for, and log it in one line; see the module for the rules.
 
     Args:
         dataset: Any data set whose first row can be read.
         columns: The names `(first text, second text)` or `(first text, second text, label)`, or all of it as `Columns`.
         in_batch_negatives: Above 0, a pair without a label is a query and its positive.
+        option: What the caller's user decides with, for error messages.
 
     Raises:
-        DataError: The data set is empty, a named column is missing, or no two text columns are found.
+        DataError: The data set is empty, a named column is missing, there are no two text columns, or it is ambiguous
+            which ones are meant.
+        ConfigurationError: `columns` holds neither two nor three names.
     """
     first = first_row(dataset)
-    names = list(first)
     if isinstance(columns, Columns):
         resolved = columns
-    elif columns is not None:
-        resolved = _from_names(columns, first)
+    elif "input_ids" in first and columns is None:
+        label = "label_ids" if "label_ids" in first else _find_label(dataset, first, (), option)
+        resolved = Columns("input_ids", (), label, "tokens")
     else:
-        resolved = _from_row(first, text_columns(dataset, first))
-    missing = [name for name in resolved.names if name not in names]
-    if missing:
+        texts, label = _named(columns, dataset, first, option)
+        shape: Shape = "list" if is_list(first.get(texts[1])) else "tuple" if len(texts) > 2 else "pair"
+        counted = NUM_RELEVANT if NUM_RELEVANT in first and shape != "pair" else None
+        resolved = Columns(texts[0], tuple(texts[1:]), label, shape, counted)
+    missing = next((name for name in resolved.names if name not in first), None)
+    if missing is not None:
         raise DataError(
-            f"Column {missing[0]!r} is missing. The data set has the columns {names}: name the right ones "
-            "with PairCollator(columns=(first text, second text, label))."
+            f"Column {missing!r} is missing. The data set has the columns {list(first)}: name the right ones with {option}."
         )
     if resolved.class_names is None and resolved.label is not None:
         resolved = dataclasses.replace(resolved, class_names=_class_names(dataset, resolved.label))
     if in_batch_negatives and resolved.shape == "pair" and resolved.label is None:
         resolved = dataclasses.replace(resolved, shape="tuple")
-    ignored = [name for name in names if name not in resolved.names] if resolved.shape != "tokens" else []
+    ignored = [name for name in first if name not in resolved.names] if resolved.shape != "tokens" else []
     logger.info("Columns: %s", _describe(resolved, ignored))
     return resolved
+
+
+def find_texts(dataset: Rows, first: Mapping[str, Any], option: str = BY_ARGUMENT) -> list[str]:
+    """The columns of the first and the second text, and of negatives behind them, by the rules of the module.
+
+    Args:
+        dataset: A data set, whose features are read if it has any.
+        first: Its first row.
+        option: What the caller's user decides with, for error messages.
+
+    Raises:
+        DataError: There are no two text columns, or it is ambiguous which ones are meant.
+    """
+    texts = text_columns(dataset, first)
+    negatives = [name for name in texts if _NEGATIVES.fullmatch(_plain(name))]
+    others = [name for name in texts if name not in negatives]
+    known = [
+        [query, document]
+        for query in others
+        for document in others
+        if (_plain(query), _plain(document)) in _PLAIN_PAIRS and not is_list(first[query])
+    ]
+    if len(others) == 2 and not known:
+        known = [sorted(others, key=lambda name: is_list(first[name]))]
+    if len(known) == 1:
+        return known[0] + ([] if is_list(first[known[0][1]]) else negatives)
+    if len(others) < 2:
+        raise DataError(
+            f"Found {len(others)} text columns ({others}) among {list(first)}: two are needed. Name them with {option}."
+        )
+    pairs = " or ".join(f"{query!r} with {document!r}" for query, document in known)
+    choice = f"they could be {pairs}" if known else f"{', '.join(map(repr, others))} all hold texts"
+    raise DataError(
+        f"It is ambiguous which columns are the two texts: {choice}. Name them with {option}. Columns of negatives are "
+        "called 'negative', 'negative_1' and so on, or named in Columns(query, (positive, ...), shape='tuple')."
+    )
+
+
+def is_label(name: str) -> bool:
+    """Whether a column is a label by its name."""
+    return _plain(name) in _PLAIN_LABELS
+
+
+def is_identifier(name: str) -> bool:
+    """Whether a column is an identifier by its name: `id`, `qid1`, `pairID`, `doc_ids`, `guid`, ..."""
+    words = [word.lower() for word in _WORDS.findall(name) if not word.isdigit()]
+    last = words[-2:] if words and len(words[-1]) == 1 else words[-1:]  # "id_a"
+    return any(_IDENTIFIERS.fullmatch(word) for word in last)
 
 
 def first_row(dataset: Rows) -> Mapping[str, Any]:
@@ -216,60 +311,61 @@ def is_stream(dataset: Rows) -> bool:
 # -- choosing columns --------------------------------------------------------------------------------------------------
 
 
-def _from_names(names: Sequence[str], first: Mapping[str, Any]) -> Columns:
-    if isinstance(names, str) or not 2 <= len(names) <= 3:
+def _plain(name: str) -> str:
+    """A name without case, spaces and punctuation."""
+    return "".join(character for character in name.lower() if character.isalnum())
+
+
+_PLAIN_PAIRS = {(_plain(first), _plain(second)) for first, second in KNOWN_PAIRS}
+_PLAIN_LABELS = [_plain(name) for name in LABEL_NAMES]
+
+
+def _named(
+    columns: Sequence[str] | None, dataset: Rows, first: Mapping[str, Any], option: str
+) -> tuple[list[str], str | None]:
+    """The texts and the label: as named, else by their names and types."""
+    if columns is None:
+        texts = find_texts(dataset, first, option)
+        return texts, _find_label(dataset, first, texts, option)
+    if isinstance(columns, str) or not 2 <= len(columns) <= 3:
         raise ConfigurationError(
-            f"columns={names!r}: expected (first text, second text) or (first text, second text, label)."
+            f"columns={columns!r}: expected (first text, second text) or (first text, second text, label)."
         )
-    label = (
-        names[2]
-        if len(names) == 3
-        else next((name for name in LABEL_NAMES if name in first and name not in names), None)
-    )
-    shape: Shape = "list" if isinstance(first.get(names[1]), list | tuple) else "pair"
-    return Columns(names[0], (names[1],), label, shape, _num_relevant(first, shape))
+    texts = list(columns[:2])
+    return texts, columns[2] if len(columns) == 3 else _find_label(dataset, first, texts, option)
 
 
-def _from_row(first: Mapping[str, Any], texts: list[str]) -> Columns:
-    label = next((name for name in LABEL_NAMES if name in first), None)
-    if "input_ids" in first:
-        return Columns("input_ids", (), label or ("label_ids" if "label_ids" in first else None), "tokens")
-    texts = [name for name in texts if name != label]
-    if len(texts) < 2:
+def _find_label(dataset: Rows, first: Mapping[str, Any], texts: Sequence[str], option: str) -> str | None:
+    named = [name for name in first if is_label(name) and name not in texts]
+    usual = [name for name in named if _plain(name) in _PLAIN_LABELS[:4]]
+    classes = [name for name in first if name not in texts and _class_names(dataset, name)]
+    found = usual or named or classes
+    if len(found) > 1:
         raise DataError(
-            f"Found {len(texts)} text columns ({texts}) among {list(first)}: two are needed. "
-            "Name them with PairCollator(columns=(first text, second text, label))."
+            f"It is ambiguous which column is the label: it could be {' or '.join(map(repr, found))}. "
+            f"Name it with {option}, or remove the others."
         )
-    query, *documents = texts
-    if isinstance(first[documents[0]], list | tuple):
-        return Columns(query, (documents[0],), label, "list", _num_relevant(first, "list"))
-    negatives = [name for name in documents if _NEGATIVE.fullmatch(name)]
-    if negatives or (label is None and len(documents) > 1):
-        return Columns(query, tuple(documents), label, "tuple", _num_relevant(first, "tuple"))
-    return Columns(query, (documents[0],), label, "pair")
-
-
-def _num_relevant(first: Mapping[str, Any], shape: Shape) -> str | None:
-    return NUM_RELEVANT if NUM_RELEVANT in first and shape != "pair" else None
+    return found[0] if found else None
 
 
 def text_columns(dataset: Rows, first: Mapping[str, Any]) -> list[str]:
-    """Columns of strings or lists of strings, in order; a None counts as text, so that its row gets named later."""
+    """Columns of strings or lists of strings, in order, that aren't labels, identifiers or the split by their names.
+
+    A None counts as a text, so that its row is named later.
+    """
     features = getattr(dataset, "features", None) or {}
-    candidates = [name for name in first if name not in LABEL_NAMES and not _IDENTIFIERS.fullmatch(name)]
 
     def is_text(name: str) -> bool:
         if name in features:
             entry = getattr(features[name], "feature", features[name])
             return str(getattr(entry, "dtype", "")) in {"string", "large_string", "string_view", "null"}
         value = first[name]
-        return (
-            value is None
-            or isinstance(value, str)
-            or (is_list(value) and all(isinstance(entry, str) for entry in value))
-        )
+        entries = value if is_list(value) else [value]
+        return all(isinstance(entry, str | None) for entry in entries)
 
-    return [name for name in candidates if is_text(name)]
+    return [
+        name for name in first if not is_label(name) and not is_identifier(name) and name != "split" and is_text(name)
+    ]
 
 
 def _class_names(dataset: Rows, label: str) -> tuple[str, ...] | None:
@@ -297,19 +393,22 @@ def _is_example(row: Any) -> bool:
 
 
 def is_list(value: Any) -> bool:
+    """Whether a value is a list, and no text."""
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def iterate(dataset: Rows) -> Iterator[Row]:
+    """The rows of any data set, one after the other."""
     if not hasattr(dataset, "__iter__"):
         return (dataset[index] for index in range(len(dataset)))
     return iter(dataset)
 
 
-# -- checking ----------------------------------------------------------------------------------------------------------
+# -- messages ----------------------------------------------------------------------------------------------------------
 
 
 def unknown_class(name: str | None, row: int | None, value: str, known: Mapping[str, int] | None) -> str:
+    """The message for a class name that has no id."""
     where = f"Column {name!r}, row {row}" if row is not None else f"Column {name!r}"
     if known is None:
         return (

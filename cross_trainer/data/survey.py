@@ -21,10 +21,11 @@ BATCH_ROWS = 10_000
 class Survey:
     """What one reading of a data set found.
 
-    `kind` is what the labels are: "none", "binary" (nothing but 0 and 1), "class" (other integers, or names), "real" (other
-    numbers), "multi" (lists of C numbers), "list" (one number a document) or "margin" (one number for two documents).
-    `minimum` and `maximum` are the range of numeric labels, `integers` tells that all were of an integer type, `whole` that none
-    had a fraction, `names` holds the class names found as labels, `class_names` all of them in the order of their index.
+    `kind` is what the labels are: "none", "binary" (nothing but 0 and 1), "class" (other integers, or names), "real"
+    (other numbers), "multi" (lists of C numbers), "list" (one number a document) or "margin" (one number for two
+    documents). `minimum` and `maximum` are the range of numeric labels, `integers` tells that all were of an integer
+    type, `whole` that none had a fraction, `names` holds the class names found as labels, `class_names` all of them in
+    the order of their index.
     """
 
     rows: int = 0
@@ -44,8 +45,8 @@ def survey(dataset: Rows, columns: Columns) -> Survey:
     """Read a mapped data set once, a batch at a time, and check every row.
 
     Raises:
-        DataError: A text is None or no string, a label is None, NaN, infinite, of another length than before or than its
-            documents, or -100, which marks entries to ignore. The message names the column, the row and the remedy.
+        DataError: A text is None or no string, a label is None, NaN, infinite, of another length than before or than
+            its documents, or -100, which marks entries to ignore. The message names the column, the row and the remedy.
     """
     found = Survey()
     for start, batch in read_batches(dataset, columns.names):

@@ -1,12 +1,13 @@
 """What a saved model says about itself, so that every tool which reads it gives the same score.
 
-transformers' pipeline goes by `problem_type` and `id2label`, sentence-transformers by the activation's class path, text-embeddings-
-inference and vLLM by those and by `sentence_bert_config.json`. The config keys are plain Hugging Face ones or documented by the
-tool that reads them; no file of ours is needed to load a model.
+transformers' pipeline goes by `problem_type` and `id2label`, sentence-transformers by the activation's class path,
+text-embeddings- inference and vLLM by those and by `sentence_bert_config.json`. The config keys are plain Hugging Face
+ones or documented by the tool that reads them; no file of ours is needed to load a model.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ScoreActivation: TypeAlias = Literal["sigmoid", "softmax", "identity"]
+
+READING = "cross_trainer"  # the entry of config.json
 
 ACTIVATION_CLASSES: dict[ScoreActivation, str] = {
     "sigmoid": "torch.nn.modules.activation.Sigmoid",
@@ -60,19 +63,59 @@ def position_limit(config: Any) -> int | None:
     return limit - (config.pad_token_id or 0) - 1 if config.model_type in offset_types else limit
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path, max_length: int | None) -> None:
-    """Save a tokenizer so that every reader cuts pairs where training did.
+def describe_reading(config: Any, truncation: str, text_columns: Sequence[str] | None = None) -> None:
+    """Write into a model's config how pairs were read in training, for this package to read them so again.
 
-    Writes `model_max_length` into the tokenizer's files, and `sentence_bert_config.json`, which text-embeddings-inference and vLLM
-    read. The tokenizer in memory stays as it is.
+    It is one entry, `cross_trainer`, of config.json, which other tools pass over; nothing is written where training read
+    pairs as every tool does.
+
+    Args:
+        config: The model's config.
+        truncation: Which text of a pair that is too long was cut, see `cross_trainer.data.pairs.encode_pairs`.
+        text_columns: The columns of the two texts, by which rows of further data are read. None keeps those known.
     """
-    before = tokenizer.model_max_length
+    known = {**(getattr(config, READING, None) or {}), "truncation": truncation}
+    if text_columns is not None:
+        known["text_columns"] = list(text_columns)
+    if truncation == "longest_first":
+        del known["truncation"]
+    if known:
+        setattr(config, READING, known)
+    elif hasattr(config, READING):
+        delattr(config, READING)
+
+
+def saved_truncation(config: Any) -> str:
+    """Which text of a pair that is too long the model was trained to have cut; the longer one where nothing is said."""
+    return str((getattr(config, READING, None) or {}).get("truncation", "longest_first"))
+
+
+def saved_text_columns(config: Any) -> tuple[str, str] | None:
+    """The columns of the two texts that the model was trained on, where the config knows them."""
+    columns = (getattr(config, READING, None) or {}).get("text_columns")
+    return None if columns is None else (str(columns[0]), str(columns[1]))
+
+
+def save_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, folder: str | Path, max_length: int | None, pad_token_id: int | None = None
+) -> None:
+    """Save a tokenizer so that every reader cuts and pads pairs as training did.
+
+    Writes `model_max_length` into the tokenizer's files, and `sentence_bert_config.json`, which text-embeddings-inference
+    and vLLM read. The tokenizer in memory stays as it is.
+
+    Args:
+        tokenizer: The tokenizer.
+        folder: Where to.
+        max_length: Tokens of a pair at most; None for no limit.
+        pad_token_id: The model's padding token, for a tokenizer without one.
+    """
+    saved = copy.deepcopy(tokenizer)
     if max_length is not None:
-        tokenizer.model_max_length = max_length
-    try:
-        tokenizer.save_pretrained(folder)
-    finally:
-        tokenizer.model_max_length = before
+        saved.model_max_length = max_length
+    if saved.pad_token is None and pad_token_id is not None:
+        saved.pad_token = saved.convert_ids_to_tokens(pad_token_id)
+    saved.save_pretrained(folder)
     if max_length is not None:
         content = {"max_seq_length": max_length, "do_lower_case": False}
         Path(folder, "sentence_bert_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,11 +1,13 @@
-"""Load a saved sequence classifier as its files say: weights, tokenizer, length and the activation that makes scores of logits.
+"""Load a saved sequence classifier as its files say: weights, tokenizer, length and the activation that makes scores of
+logits.
 
-Nothing of a repository is run, weights come from safetensors files, and an activation is a class of `torch.nn.modules`, unless the
-caller asks for more.
+Nothing of a repository is run, weights come from safetensors files, and an activation is a class of `torch.nn.modules`,
+unless the caller asks for more.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import logging
@@ -127,6 +129,7 @@ def with_padding(tokenizer: Any, config: Any) -> Any:
                 "The tokenizer has no padding token. Set tokenizer.pad_token, to tokenizer.eos_token for instance, "
                 "and model.config.pad_token_id, which tells where a text ends."
             )
+        tokenizer = copy.deepcopy(tokenizer)  # the caller's stays as it is
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
     return tokenizer
 
@@ -151,9 +154,9 @@ def choose_max_length(max_length: int | None, tokenizer: Any, config: Any) -> in
 def saved_activation(config: Any) -> Activation:
     """What turns a saved model's logits into scores, as sentence-transformers reads it.
 
-    In this order: `sentence_transformers.activation_fn` of config.json, `sbert_ce_default_activation_function`, and by default
-    a sigmoid for one label and the logits themselves for more. Only classes of `torch.nn.modules` are followed, so that no config can
-    have other code run.
+    In this order: `sentence_transformers.activation_fn` of config.json, `sbert_ce_default_activation_function`, and by
+    default a sigmoid for one label and the logits themselves for more. Only classes of `torch.nn.modules` are followed,
+    so that no config can have other code run.
 
     Args:
         config: The model's config.

@@ -5,8 +5,8 @@
     model.rank("How many people live in Berlin?", documents, top_k=10)    # [{"corpus_id", "score"}, ...]
     model.fit(train_dataloader, evaluator=evaluator, epochs=4, output_path="output")                 # trains it further
 
-What the classifier's config says about its scores is kept: the activation is the one that sentence-transformers would apply. Nothing
-of a repository is ever run unless asked for. How pairs are batched is told in `scoring.py`.
+What the classifier's config says about its scores is kept: the activation is the one that sentence-transformers would
+apply. Nothing of a repository is ever run unless asked for. How pairs are batched is told in `scoring.py`.
 
 Shapes: P pairs, C classes, D documents of a query.
 """
@@ -17,20 +17,27 @@ import contextlib
 import itertools
 import logging
 import tempfile
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from cross_trainer.data.pairs import Pair, is_single, read_pairs, unique_pairs
-from cross_trainer.errors import ConfigurationError, DataError, UnsupportedModelError
+from cross_trainer.data.columns import check_text
+from cross_trainer.data.pairs import (
+    Pair,
+    Truncation,
+    check_truncation,
+    cut_into_passages,
+    is_single,
+    read_pairs,
+    unique_pairs,
+)
+from cross_trainer.errors import ConfigurationError, UnsupportedModelError
 from cross_trainer.execution.padding_free import enable_padding_free
 from cross_trainer.execution.view import quantize_linears, scoring_view, skip_unread_tokens
-from cross_trainer.saved.folder import save_tokenizer
+from cross_trainer.saved.folder import describe_reading, save_tokenizer, saved_text_columns, saved_truncation
 from cross_trainer.saved.loading import (
     Activation,
     as_dtype,
@@ -42,7 +49,7 @@ from cross_trainer.saved.loading import (
     saved_activation,
     with_padding,
 )
-from cross_trainer.scoring.engine import DEFAULT_WINDOW, ScoringEngine
+from cross_trainer.scoring.engine import DEFAULT_WINDOW, Scores, ScoringEngine
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -50,7 +57,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Scores: TypeAlias = NDArray[np.float32]
 LongDocuments: TypeAlias = Literal["max", "first", "mean"]
 
 MAX_TOKENS = {"cpu": 1024, "cuda": 16_384}
@@ -62,19 +68,23 @@ class CrossEncoder:
 
     Args:
         model_name_or_path: A name on the Hugging Face Hub, a folder, or a loaded model (then give its `tokenizer`).
-        num_labels: C. Default: what the model was saved with; 1 for a model that is no classifier yet, which gets a new head.
-        max_length: Tokens of a pair, the rest is cut, from the longer text first. Default: the tokenizer's, at most what the
-            model has positions for.
+        num_labels: C. Default: what the model was saved with; 1 for a model that is no classifier yet, which gets a new
+            head.
+        max_length: Tokens of a pair, the rest is cut. Default: the tokenizer's, at most what the model has positions
+            for.
         device: Where to compute. Default: a GPU if there is one; in a distributed run the one of this process.
-        dtype: Precision of the weights, "bfloat16" or `torch.bfloat16` for instance. Default: as saved. Scores are float32 always.
+        dtype: Precision of the weights, "bfloat16" or `torch.bfloat16` for instance. Default: as saved. Scores are
+            float32 always.
         tokenizer: Instead of the one saved with the model.
-        activation: From logits to scores, used wherever a call names no other. Default: what the model's config asks for, see
-            `saved_activation`.
+        activation: From logits to scores, used wherever a call names no other. Default: what the model's config asks
+            for, see `saved_activation`.
+        truncation: Which text of a pair that is too long is cut, see `cross_trainer.data.pairs.encode_pairs`. Default: as
+            the model was trained.
         max_tokens: Tokens of a batch, padding included. Default: by the device, see `MAX_TOKENS`.
         padding_free: Compute no padding in batches that have some, where the model allows it.
         compile: Run the model through `torch.compile`: a minute or more at the first call, faster afterwards.
-        quantize: "int8" rounds the weights of the layers and their inputs to 8 bits while scoring, on CPUs only. Scores change by
-            a little; the model that is trained and saved stays as it is.
+        quantize: "int8" rounds the weights of the layers and their inputs to 8 bits while scoring, on CPUs only. Scores
+            change by a little; the model that is trained and saved stays as it is.
         trust_remote_code: Run Python code that lies in the model's repository. Read it before.
         use_safetensors: Refuse weights in pickle files, which can run code when they are loaded; False loads them.
         revision: A branch, tag or commit of the repository.
@@ -87,7 +97,8 @@ class CrossEncoder:
         tokenizer: Its tokenizer.
         max_length: Tokens of a pair, or None for no limit.
         activation_fn: From logits [P, C] to scores.
-        model_card_data: The newest value of each metric that an evaluator of sentence-transformers has reported, by key.
+        model_card_data: The newest value of each metric that an evaluator of sentence-transformers has reported, by
+            key.
 
     Raises:
         ConfigurationError: Arguments contradict each other or the model; the message says how.
@@ -103,6 +114,7 @@ class CrossEncoder:
         dtype: str | torch.dtype | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         activation: Activation | None = None,
+        truncation: Truncation | None = None,
         max_tokens: int | None = None,
         padding_free: bool = True,
         compile: bool = False,  # noqa: A002
@@ -134,7 +146,8 @@ class CrossEncoder:
             raise ConfigurationError("A loaded model needs its tokenizer: CrossEncoder(model, tokenizer=tokenizer).")
         self.model: PreTrainedModel = model if device is None else model.to(device)
         self.tokenizer = with_padding(tokenizer, model.config)
-        self.max_length = choose_max_length(max_length, tokenizer, model.config)
+        self.max_length = choose_max_length(max_length, self.tokenizer, model.config)
+        self.truncation = check_truncation(saved_truncation(model.config) if truncation is None else truncation)
         self._activation_given = activation is not None
         self.activation_fn: Activation = saved_activation(model.config) if activation is None else activation
         self.model_card_data = _ReportedMetrics()
@@ -146,7 +159,6 @@ class CrossEncoder:
                 f'quantize={quantize!r} on {self.device}: there is "int8", on the CPU. On GPUs use dtype="bfloat16".'
             )
         self._padding_free, self._compile, self._quantize = padding_free, compile, quantize
-        self._lock = threading.Lock()
         self._view: tuple[tuple[Any, ...], Callable[..., Any]] | None = None
 
     @property
@@ -193,14 +205,16 @@ class CrossEncoder:
             show_progress_bar: Show pairs per second and the time left. Default: on a terminal only.
             activation: From logits [P, C] in float32 to scores, instead of the model's own; "logits" for none.
             symmetric: Average the scores of (a, b) and (b, a).
-            columns: The names of the two texts' columns, for dicts and data sets. Default: the first two columns of text.
-            distributed: Every process of a distributed run calls this with the same pairs, scores its share, and gets all
-                scores.
+            columns: The names of the two texts' columns, for dicts and data sets. Default: the first two columns of
+                text.
+            distributed: Every process of a distributed run calls this with the same pairs, scores its share, and gets
+                all scores.
             convert_to_numpy: False returns a tensor on the CPU.
             prompt_name: Accepted for evaluators of sentence-transformers; must be None, as classifiers have no prompts.
 
         Returns:
-            Scores in float32, in the order given: [P] for one label, [P, C] for more. For a single pair one number, or [C].
+            Scores in float32, in the order given: [P] for one label, [P, C] for more. For a single pair one number, or
+                [C].
 
         Raises:
             DataError: A row isn't a pair of texts; the message names the row.
@@ -211,12 +225,12 @@ class CrossEncoder:
                 f"prompt_name={prompt_name!r}: prompts aren't supported. Put the prompt into the texts."
             )
         single = is_single(pairs)
-        rows = list(read_pairs([pairs] if single else pairs, columns))
+        rows = list(self._read([pairs] if single else pairs, columns))
         distinct, places = unique_pairs(rows)
         engine, chosen = self._engine(batch_size), self._activation(activation)
         share, join = _share(distinct) if distributed else (distinct, _identity)
         with _progress(show_progress_bar, len(share)) as advance:
-            parts = list(engine.score(share, chosen, symmetric=symmetric, on_batch=advance))
+            parts = list(engine.score(share, chosen, symmetric=symmetric, distinct=True, on_batch=advance))
         # An empty list tells the activation's width by an empty batch of logits.
         parts = parts or [np.asarray(chosen(torch.zeros(0, self.num_labels)), dtype=np.float32)]
         scores = _squeeze(join(np.concatenate(parts)))[places]
@@ -235,8 +249,8 @@ class CrossEncoder:
     ) -> Iterator[Any]:
         """Score a stream of any length in constant memory.
 
-        Rows are read up to two windows ahead of the scores. A window's scores depend on nothing outside it: starting again
-        at a multiple of `window` gives the same bytes.
+        Rows are read up to two windows ahead of the scores. A window's scores depend on nothing outside it: starting
+        again at a multiple of `window` gives the same bytes.
 
         Args:
             rows: As for `predict`, from any iterable.
@@ -252,9 +266,32 @@ class CrossEncoder:
         Raises:
             DataError: A row isn't a pair of texts; the scores of the windows before its own come first.
         """
-        engine, chosen = self._engine(batch_size), self._activation(activation)
-        for scores in engine.score(read_pairs(rows, columns), chosen, symmetric=symmetric, window=window):
+        for scores in self.score_windows(rows, window, batch_size, activation, symmetric=symmetric, columns=columns):
             yield from _squeeze(scores)
+
+    def score_windows(
+        self,
+        rows: Iterable[Any],
+        window: int = DEFAULT_WINDOW,
+        batch_size: int | None = None,
+        activation: Activation | Literal["logits"] | None = None,
+        *,
+        symmetric: bool = False,
+        columns: Sequence[str] | None = None,
+    ) -> Iterator[Scores]:
+        """What `predict_iter` scores, a window at a time.
+
+        Takes the arguments of `predict_iter`.
+
+        Yields:
+            Scores [W, C] of W = `window` rows, fewer in the last one.
+        """
+        engine, chosen = self._engine(batch_size), self._activation(activation)
+        for scores in engine.score(self._read(rows, columns), chosen, symmetric=symmetric, window=window):
+            yield scores.reshape(len(scores), -1)
+
+    def _read(self, rows: Any, columns: Sequence[str] | None) -> Iterator[Pair]:
+        return read_pairs(rows, columns, saved_text_columns(self.config))
 
     def rank(
         self,
@@ -276,15 +313,16 @@ class CrossEncoder:
             documents: [D] texts.
             top_k: How many to return. Default: all.
             return_documents: Add each document's text.
-            long_documents: What to do with documents that don't fit beside the query. Default: they are cut. "max" and "mean"
-                score overlapping passages and take the best or the mean; "first" takes the first passage.
+            long_documents: What to do with documents that don't fit beside the query. Default: they are cut. "max" and
+                "mean" score overlapping passages and take the best or the mean; "first" takes the first passage.
             stride: Tokens by which neighbouring passages overlap. Default: a quarter of a passage.
             batch_size: As for `predict`.
             show_progress_bar: As for `predict`.
             activation: As for `predict`.
 
         Returns:
-            `{"corpus_id": index into documents, "score": float}`, with "text" if asked for, best first; ties in the order given.
+            `{"corpus_id": index into documents, "score": float}`, with "text" if asked for, best first; ties in the
+            order given.
 
         Raises:
             ConfigurationError: The model has several labels, so that there is no one score to sort by.
@@ -295,11 +333,8 @@ class CrossEncoder:
                 f"rank() sorts by one score, but the model has num_labels={self.num_labels}. Use predict() and choose "
                 "a column."
             )
-        documents = list(documents)
-        wrong = next((index for index, text in enumerate(documents) if not isinstance(text, str)), None)
-        if not isinstance(query, str) or wrong is not None:
-            where, found = ("The query", query) if wrong is None else (f"Document {wrong}", documents[wrong])
-            raise DataError(f"{where} is {found!r:.60} ({type(found).__name__}), expected a string.")
+        check_text(query, "The query")
+        documents = [check_text(text, f"Document {index}") for index, text in enumerate(documents)]
         passages = [[text] for text in documents]
         if long_documents is not None:
             passages = self._passages(query, documents, long_documents, stride)
@@ -324,22 +359,8 @@ class CrossEncoder:
             )
         if self.max_length is None:
             return [[text] for text in documents]
-        with self._lock:
-            taken = len(self.tokenizer(query, "")["input_ids"])
-            room = self.max_length - taken
-            if room < 1:
-                raise ConfigurationError(
-                    f"The query takes {taken} of {self.max_length} tokens, which leaves no room for a document. "
-                    "Shorten it or leave long_documents out."
-                )
-            encoded = self.tokenizer(documents, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        overlap = room // 4 if stride is None else stride
-        if not 0 <= overlap < room:
-            raise ConfigurationError(f"stride={stride}: expected 0 to {room - 1}, as a passage holds {room} tokens.")
-        return [
-            _cut_text(text, offsets, room, overlap)[: 1 if how == "first" else None]
-            for text, offsets in zip(documents, encoded["offset_mapping"], strict=True)
-        ]
+        passages = cut_into_passages(self.tokenizer, query, documents, self.max_length, stride)
+        return [parts[: 1 if how == "first" else None] for parts in passages]
 
     def _engine(self, batch_size: int | None = None) -> ScoringEngine:
         if batch_size is not None and batch_size < 1:
@@ -351,7 +372,13 @@ class CrossEncoder:
             )
             self._untrained = False
         return ScoringEngine(
-            self._scoring_model(), self.tokenizer, self.max_length, self.max_tokens, batch_size, self.device, self._lock
+            self._scoring_model(),
+            self.tokenizer,
+            self.max_length,
+            self.max_tokens,
+            batch_size,
+            self.device,
+            self.truncation,
         )
 
     def _scoring_model(self) -> Callable[..., Any]:
@@ -405,26 +432,32 @@ class CrossEncoder:
         show_progress_bar: bool | None = None,
         seed: int = 42,
     ) -> None:
-        """Train on the examples of a DataLoader, by `CrossEncoderTrainer`, which also takes data sets, metrics and checkpoints.
+        """Train on the examples of a DataLoader, by `CrossEncoderTrainer`, which also takes data sets, metrics and
+        checkpoints.
 
-        The loss follows from the labels: binary cross-entropy for one label in [0, 1], cross-entropy for classes. Afterwards the model in
-        memory is the last one, and `activation_fn` is what its loss makes of logits, unless one was given at construction.
+        The loss follows from the labels: binary cross-entropy for one label in [0, 1], cross-entropy for classes.
+            Afterwards the model in
+        memory is the last one, and `activation_fn` is what its loss makes of logits, unless one was given at
+        construction.
 
         Args:
-            train_dataloader: Over `InputExample(texts=[a, b], label=...)`, tuples or dicts. Its batch size, order and `drop_last`
-                count, its collation doesn't.
-            evaluator: Called as `evaluator(self, output_path=..., epoch=..., steps=...)` after every epoch. Returns a number, or a dict
-                in which its attribute `primary_metric` names one. Larger is better, unless it says `greater_is_better = False`.
-                Those of `sentence_transformers.cross_encoder.evaluation` fit.
+            train_dataloader: Over `InputExample(texts=[a, b], label=...)`, tuples or dicts. Its batch size, order and
+                `drop_last` count, its collation doesn't.
+            evaluator: Called as `evaluator(self, output_path=..., epoch=..., steps=...)` after every epoch. Returns a
+                number, or a dict in which its attribute `primary_metric` names one. Larger is better, unless it says
+                `greater_is_better = False`. Those of `sentence_transformers.cross_encoder.evaluation` fit.
             epochs: How often to go over the examples.
-            loss_fct: A loss of `cross_trainer.training.losses`, or any callable `(outputs, labels, num_items_in_batch)`.
-            scheduler: A name of transformers ("linear", "cosine", ...) or of sentence-transformers ("WarmupLinear", ...).
+            loss_fct: A loss of `cross_trainer.training.losses`, or any callable `(outputs, labels,
+                num_items_in_batch)`.
+            scheduler: A name of transformers ("linear", "cosine", ...) or of sentence-transformers ("WarmupLinear",
+                ...).
             warmup_steps: Steps until the learning rate is reached; below 1, their share of all steps.
             optimizer_class: Its parameters are split into those with and without weight decay (biases and norms).
             optimizer_params: Its keyword arguments; `{"lr": 2e-5}` by default.
             weight_decay: As in AdamW.
             evaluation_steps: Above 0, also evaluate after each so many steps.
-            output_path: Where to save: the best model by the evaluator, at once when it is found; the last one without an evaluator.
+            output_path: Where to save: the best model by the evaluator, at once when it is found; the last one without
+                an evaluator.
                 Default: nowhere.
             save_best_model: False saves the last model, whatever an evaluator says.
             max_grad_norm: Gradients are clipped to this norm.
@@ -468,6 +501,7 @@ class CrossEncoder:
         Args:
             folder: Made if it isn't there.
         """
+        describe_reading(self.model.config, self.truncation)
         self.model.save_pretrained(folder)
         save_tokenizer(self.tokenizer, folder, self.max_length)
 
@@ -549,11 +583,3 @@ def _progress(show: bool | None, total: int) -> Iterator[Callable[[int], Any]]:
     # tqdm takes None for "on a terminal only".
     with tqdm(total=total, unit="pair", desc="Scoring", disable=None if show is None else not show) as bar:
         yield bar.update
-
-
-def _cut_text(text: str, offsets: Sequence[tuple[int, int]], room: int, overlap: int) -> list[str]:
-    """Passages of at most `room` tokens, neighbours sharing `overlap`; the last one ends with the text."""
-    if len(offsets) <= room:
-        return [text]
-    starts = range(0, len(offsets) - overlap, room - overlap)
-    return [text[offsets[start][0] : offsets[min(start + room, len(offsets)) - 1][1]] for start in starts]

@@ -4,10 +4,11 @@
     for scores in engine.score(pairs, activation, window=4096):     # [W, C] of each window, in the order given
         ...
 
-Pairs are taken a window at a time. While the model scores one window a background thread tokenises the next, so memory doesn't grow
-with the number of pairs. Within a window, a pair given twice is computed once, and pairs are sorted by their number of tokens and cut
-into batches that hold `max_tokens`: a batch of short pairs has many rows, one of long pairs few, and next to nothing is padding.
-A window's scores depend on nothing outside it, so a run resumed at a multiple of the window's size ends in the same bytes.
+Pairs are taken a window at a time. While the model scores one window a background thread tokenises the next, so memory
+doesn't grow with the number of pairs. Within a window, a pair given twice is computed once, and pairs are sorted by
+their number of tokens and cut into batches that hold `max_tokens`: a batch of short pairs has many rows, one of long
+pairs few, and next to nothing is padding. A window's scores depend on nothing outside it, so a run resumed at a
+multiple of the window's size ends in the same bytes.
 
 Shapes: P pairs, W pairs of a window, L tokens of a padded row, C classes, H hidden size.
 """
@@ -18,8 +19,7 @@ import ctypes
 import itertools
 import logging
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cross_trainer.data.pairs import Pair, unique_pairs
+from cross_trainer.data.pairs import Pair, Truncation, encode_pairs, pad_pairs, unique_pairs
 from cross_trainer.errors import ConfigurationError
 from cross_trainer.execution.token_budget import cut
 from cross_trainer.saved.loading import Activation
@@ -43,11 +43,6 @@ Scores: TypeAlias = "NDArray[np.float32]"
 
 DEFAULT_WINDOW = 4096
 
-# -- reading -----------------------------------------------------------------------------------------------------------
-
-
-# -- scoring -----------------------------------------------------------------------------------------------------------
-
 
 @dataclass
 class _Window:
@@ -55,7 +50,7 @@ class _Window:
 
     batches: list[dict[str, Tensor]]
     rows: Tensor
-    inverse: Tensor
+    inverse: Any  # an index
 
 
 @dataclass
@@ -65,10 +60,11 @@ class ScoringEngine:
     Args:
         model: A sequence classifier in evaluation mode.
         tokenizer: Its tokenizer, with a padding token.
-        max_length: Tokens of a pair; longer pairs are cut, the longer text first. None: as long as they are.
+        max_length: Tokens of a pair; longer pairs are cut. None: as long as they are.
         max_tokens: What a batch may hold, padding included. A longer pair makes a batch of its own.
         batch_size: Rows that a batch has at most, whatever they hold.
-        lock: Held while tokenising: a fast tokenizer can't be used by two threads at once.
+        device: Where the model computes.
+        truncation: Which text of a longer pair is cut, see `encode_pairs`.
     """
 
     model: Callable[..., Any]
@@ -77,7 +73,7 @@ class ScoringEngine:
     max_tokens: int
     batch_size: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    lock: Any = field(default_factory=threading.Lock)
+    truncation: Truncation = "longest_first"
 
     def score(
         self,
@@ -85,6 +81,7 @@ class ScoringEngine:
         activation: Activation,
         *,
         symmetric: bool = False,
+        distinct: bool = False,
         window: int = DEFAULT_WINDOW,
         on_batch: Callable[[int], Any] = lambda _: None,
     ) -> Iterator[Scores]:
@@ -94,6 +91,7 @@ class ScoringEngine:
             pairs: Any number of them; read in the caller's thread, at most two windows ahead of the scores.
             activation: From logits [P, C] in float32 to scores [P] or [P, C], row by row.
             symmetric: Average over both orders of the two texts.
+            distinct: No pair is given twice, so that none has to be looked for.
             window: Pairs that are sorted and batched together.
             on_batch: Called after each batch with the number of its rows.
 
@@ -108,52 +106,29 @@ class ScoringEngine:
         if chunk is None:
             return
         with ThreadPoolExecutor(1, thread_name_prefix="tokenise") as thread:  # it starts with the second window
-            ready = self._prepare(chunk, symmetric)
+            ready = self._prepare(chunk, symmetric, distinct)
             while True:
                 following = next(chunks, None)
-                job = None if following is None else thread.submit(self._prepare, following, symmetric)
+                job = None if following is None else thread.submit(self._prepare, following, symmetric, distinct)
                 yield self._finish(self._run(ready, on_batch), activation, symmetric)
                 if job is None:
                     return
                 ready = job.result()
                 _return_freed_memory()
 
-    def _prepare(self, pairs: list[Pair], symmetric: bool) -> _Window:
+    def _prepare(self, pairs: list[Pair], symmetric: bool, distinct: bool) -> _Window:
         """Tokenise a window's distinct pairs and cut them into batches."""
         if symmetric:
             pairs = pairs + [(second, first) for first, second in pairs]
-        distinct, inverse = unique_pairs(pairs)
-        with self.lock:
-            encoded = self.tokenizer(
-                [first for first, _ in distinct],
-                [second for _, second in distinct],
-                truncation=self.max_length is not None,
-                max_length=self.max_length,
-                return_attention_mask=False,
-                verbose=False,
-            )
-        lengths = np.fromiter(map(len, encoded["input_ids"]), dtype=np.int64, count=len(distinct))
-        pieces = cut(torch.from_numpy(lengths), self.max_tokens, padded=True)
+        inverse: Any = slice(None)
+        if symmetric or not distinct:
+            pairs, inverse = unique_pairs(pairs)
+        encoded = encode_pairs(self.tokenizer, pairs, self.max_length, self.truncation)
+        pieces = cut(torch.from_numpy(encoded.lengths), self.max_tokens, padded=True)
         if self.batch_size is not None:
             pieces = [part for piece in pieces for part in torch.split(piece, self.batch_size)]
-        batches = [self._collate(encoded.data, piece.tolist(), lengths[piece.numpy()]) for piece in pieces]
-        return _Window(batches, torch.cat(pieces), torch.from_numpy(inverse))
-
-    def _collate(self, encoded: Mapping[str, Any], rows: list[int], lengths: NDArray[np.int64]) -> dict[str, Tensor]:
-        """Some rows of the window, padded to the longest of them [P, L]."""
-        width = int(lengths.max())
-        positions = np.arange(width)
-        real = positions < lengths[:, None]
-        if self.tokenizer.padding_side == "left":
-            real = real[:, ::-1]
-        fillers = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}
-        batch = {"attention_mask": torch.from_numpy(real.astype(np.int64))}
-        for name, values in encoded.items():
-            padded = np.full(real.shape, fillers.get(name, 0), dtype=np.int64)
-            flat = itertools.chain.from_iterable(values[row] for row in rows)
-            padded[real] = np.fromiter(flat, dtype=np.int64, count=int(lengths.sum()))
-            batch[name] = torch.from_numpy(padded)
-        return batch
+        batches = [pad_pairs(self.tokenizer, encoded.features, piece.tolist()) for piece in pieces]
+        return _Window(batches, torch.cat(pieces), inverse)
 
     @torch.inference_mode()
     def _run(self, window: _Window, on_batch: Callable[[int], Any]) -> Tensor:
@@ -183,8 +158,8 @@ class ScoringEngine:
 def _return_freed_memory() -> None:
     """Give freed memory back to the system, where the C library is glibc.
 
-    It keeps what lies between pieces in use, of which windows of all lengths leave more and more: over 200,000 pairs, a fifth of the
-    process.
+    It keeps what lies between pieces in use, of which windows of all lengths leave more and more: over 200,000 pairs, a
+    fifth of the process.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:

@@ -1,9 +1,10 @@
 """fit: the call by which sentence-transformers' CrossEncoder trains, done by `CrossEncoderTrainer`.
 
-    model.fit(train_dataloader=DataLoader(samples, shuffle=True, batch_size=16), evaluator=evaluator, epochs=4, output_path="output")
+    model.fit(train_dataloader=DataLoader(samples, shuffle=True, batch_size=16), evaluator=evaluator, epochs=4,
+    output_path="output")
 
-It trains on the examples of a DataLoader in that loader's order, calls an evaluator after every epoch, and saves the model that the
-evaluator liked best. For data sets, metrics, checkpoints and resuming use `CrossEncoderTrainer` itself.
+It trains on the examples of a DataLoader in that loader's order, calls an evaluator after every epoch, and saves the
+model that the evaluator liked best. For data sets, metrics, checkpoints and resuming use `CrossEncoderTrainer` itself.
 """
 
 from __future__ import annotations

@@ -64,8 +64,8 @@ def assume_labels(config: Any) -> Survey:
 def load_model(name: str, found: Survey) -> PreTrainedModel:
     """Load a sequence classifier in float32 with as many labels as the data asks for.
 
-    A classification head of that size is kept, another one is replaced and logged by transformers. Weights are float32, because
-    updates at usual learning rates are lost on half-precision weights; mixed precision is the Trainer's affair.
+    A classification head of that size is kept, another one is replaced and logged by transformers. Weights are float32,
+    because updates at usual learning rates are lost on half-precision weights; mixed precision is the Trainer's affair.
     """
     config = AutoConfig.from_pretrained(name, num_labels=choose_num_labels(found))
     if found.kind == "class" and found.class_names is not None and set(config.label2id) != set(found.class_names):
@@ -91,8 +91,8 @@ def choose_loss(columns: Columns, found: Survey, config: Any, label_smoothing: f
     """The loss that fits the labels; see the module's table.
 
     Raises:
-        ConfigurationError: The model has another number of labels than the data, there is no label at all, or label smoothing is
-            asked for where there are no classes.
+        ConfigurationError: The model has another number of labels than the data, there is no label at all, or label
+            smoothing is asked for where there are no classes.
     """
     loss = _grouped_loss(columns, found) if columns.grouped else _pair_loss(found, config, label_smoothing)
     if label_smoothing and not isinstance(loss, CrossEntropyLoss):

@@ -1,7 +1,8 @@
 """Equal shares of a data set for every process, filled up with rows that count for nothing.
 
-Accelerate fills the last batches of an epoch with rows from its beginning, which trains on them twice. Here the collator is given
-`Sentinel` rows instead, whose labels are all -100, so that several processes do exactly what one process does.
+Accelerate fills the last batches of an epoch with rows from its beginning, which trains on them twice. Here the
+collator is given `Sentinel` rows instead, whose labels are all -100, so that several processes do exactly what one
+process does.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """CrossEncoderTrainer: `transformers.Trainer` for models that read two texts at once.
 
-    trainer = CrossEncoderTrainer("distilroberta-base", TrainingArguments("output"), train_dataset=pairs, eval_dataset=held_out)
-    trainer.train()
+    trainer = CrossEncoderTrainer("distilroberta-base", TrainingArguments("output"), train_dataset=pairs,
+    eval_dataset=held_out) trainer.train()
 
-The loop, the schedules, the checkpoints and the devices are the Trainer's. This class chooses collator, loss and metrics from the
-data where they aren't given, checks the data before anything long starts, and overrides what isn't right for pairs of texts: how
-many items a loss averages over, in which order rows are evaluated, and what a saved folder holds.
+The loop, the schedules, the checkpoints and the devices are the Trainer's. This class chooses collator, loss and
+metrics from the data where they aren't given, checks the data before anything long starts, and overrides what isn't
+right for pairs of texts: how many items a loss averages over, in which order rows are evaluated, and what a saved
+folder holds.
 """
 
 from __future__ import annotations
@@ -65,25 +66,30 @@ TRUNCATION_WARNING = 0.05  # share of truncated pairs above which a warning is d
 class CrossEncoderTrainer(Trainer):
     """A `transformers.Trainer` whose model scores pairs of texts.
 
-    All of Trainer's arguments keep their meaning; those that aren't given are chosen from the data, see `cross_trainer.training.plan`.
+    All of Trainer's arguments keep their meaning; those that aren't given are chosen from the data, see
+    `cross_trainer.training.plan`.
 
     Args:
-        model: A sequence classifier, or the name or folder of any pretrained model. For a name, `num_labels`, label names and the
-            tokenizer follow from the training data.
+        model: A sequence classifier, or the name or folder of any pretrained model. For a name, `num_labels`, label
+            names and the tokenizer follow from the training data.
         args: Standard `TrainingArguments`.
-        data_collator: Default: `PairCollator(processing_class)`. Another collator gets rows as `transformers.Trainer` gives them.
-        train_dataset: Rows of any shape that `cross_trainer.data.columns` knows, from a `Dataset`, an `IterableDataset`, a torch
-            `Dataset` or a list. Of a `DatasetDict` the split "train" is taken, and "validation" where `eval_dataset` isn't given.
+        data_collator: Default: `PairCollator(processing_class)`. Another collator gets rows as `transformers.Trainer`
+            gives them.
+        train_dataset: Rows of any shape that `cross_trainer.data.columns` knows, from a `Dataset`, an
+            `IterableDataset`, a torch `Dataset` or a list. Of a `DatasetDict` the split "train" is taken, and
+            "validation" where `eval_dataset` isn't given.
         eval_dataset: Likewise, or a mapping from names to data sets.
         processing_class: The tokenizer. Default: the collator's, else the one that lies beside the model.
-        compute_loss_func: A loss of `cross_trainer.training.losses`, or any callable `(outputs, labels, num_items_in_batch)`.
-        compute_metrics: A factory's result of `cross_trainer.metrics`, or any callable on an `EvalPrediction`, whose predictions are
-            logits [P, C], or [G, D] beside labels [G, D] for queries with several documents.
-        padding_free: Compute no padding inside the transformer layers. Where the model doesn't allow it, batches on the CPU are cut into
-            pieces of similar lengths, if the loss adds up over rows, which avoids most of it.
-        max_tokens: No forward pass sees more than so many tokens; larger batches are cut, with the same gradient. On CPUs the pieces
-            of training hold `cross_trainer.token_budget.CPU_TOKENS` at most.
-        model_init, callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics: As in `transformers.Trainer`.
+        compute_loss_func: A loss of `cross_trainer.training.losses`, or any callable `(outputs, labels,
+            num_items_in_batch)`.
+        compute_metrics: A factory's result of `cross_trainer.metrics`, or any callable on an `EvalPrediction`, whose
+            predictions are logits [P, C], or [G, D] beside labels [G, D] for queries with several documents.
+        padding_free: Compute no padding inside the transformer layers. Where the model doesn't allow it, batches on the
+            CPU are cut into pieces of similar lengths, if the loss adds up over rows, which avoids most of it.
+        max_tokens: No forward pass sees more than so many tokens; larger batches are cut, with the same gradient. On
+            CPUs the pieces of training hold `cross_trainer.token_budget.CPU_TOKENS` at most.
+        model_init, callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics: As in
+        `transformers.Trainer`.
 
     Raises:
         DataError: A row can't be trained or evaluated on; the message names the column, the row and the remedy.
@@ -516,7 +522,8 @@ class CrossEncoderTrainer(Trainer):
     def end(self) -> None:
         """Finish the trackers and leave the process group; nothing that speaks to other processes can follow.
 
-        The wrapper that synchronises gradients is released before: freed last, it would free the group with Python's lock held, for
+        The wrapper that synchronises gradients is released before: freed last, it would free the group with Python's
+            lock held, for
         which one of the group's own threads may be waiting.
         """
         self.model = self.model_wrapped = self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from cross_trainer.data.collator import PairCollator, Sentinel
+from cross_trainer.data.collator import Item, PairCollator, pairs_and_labels
 from cross_trainer.data.columns import Columns, InputExample, resolve_columns
 from cross_trainer.errors import ConfigurationError, DataError
 
@@ -102,8 +102,8 @@ def test_swap_is_for_training(tokenizer):
     forward, backward = tokenizer("first", "second")["input_ids"], tokenizer("second", "first")["input_ids"]
     assert {tuple(row) for row in ids} == {tuple(forward), tuple(backward)}
     assert 16 < ids.count(forward) < 48
-    still = collator.for_dataset(resolve_columns(rows), training=False)
-    assert still(rows)["input_ids"].tolist() == [forward] * 64
+    still = [Item(row, resolve_columns(rows), training=False) for row in rows]
+    assert collator(still)["input_ids"].tolist() == [forward] * 64
 
 
 def test_lists_are_flat_pairs_with_a_grid_of_labels(tokenizer):
@@ -169,24 +169,44 @@ def test_fewer_eligible_negatives_leave_gaps(tokenizer):
     batch = PairCollator(tokenizer, in_batch_negatives=3)(rows)
     assert batch["labels"].tolist() == [[1, 0, -100], [1, 0, 0]]
     assert batch["input_ids"].shape[0] == 5
-    collator = PairCollator(tokenizer, in_batch_negatives=1)
-    with pytest.raises(ConfigurationError, match="without a label"):
-        collator.for_dataset(Columns("a", ("b",), "label"), training=True)
-    assert collator.for_dataset(Columns("a", ("b",), "label"), training=False).in_batch_negatives == 0
 
 
-def test_sentinels_count_for_nothing(tokenizer):
-    assert PairCollator(tokenizer)([*ROWS, Sentinel()])["labels"].tolist() == [1, 0, 1, -100]
-    lists = [{"query": "q", "documents": ["a", "b"], "labels": [1, 0]}, Sentinel()]
-    batch = PairCollator(tokenizer)(lists)
+def items(rows, **options):
+    columns = resolve_columns([row for row in rows if row is not None])
+    return [Item(row, columns, **options) for row in rows]
+
+
+def test_rows_that_fill_a_batch_count_for_nothing(tokenizer):
+    assert PairCollator(tokenizer)(items([*ROWS, None]))["labels"].tolist() == [1, 0, 1, -100]
+    lists = [{"query": "q", "documents": ["a", "b"], "labels": [1, 0]}, None]
+    batch = PairCollator(tokenizer)(items(lists))
     assert batch["labels"].tolist() == [[1, 0], [-100, -100]]
     assert batch["input_ids"].shape[0] == 2
-    collator = PairCollator(tokenizer).for_dataset(resolve_columns(lists[:1]), training=True)
-    alone = collator([Sentinel()])
+    alone = PairCollator(tokenizer)(items(lists)[1:])
     assert alone["labels"].tolist() == [[-100]]
     assert alone["input_ids"].shape[0] == 1
-    tokenised = [{**tokenizer("a", "b"), "labels": 1}, Sentinel()]
-    assert PairCollator(tokenizer)(tokenised)["labels"].tolist() == [1, -100]
+    tokenised = [{**tokenizer("a", "b"), "labels": 1}, None]
+    assert PairCollator(tokenizer)(items(tokenised))["labels"].tolist() == [1, -100]
+
+
+def test_only_training_counts(tokenizer):
+    collator = PairCollator(tokenizer)
+    collator(items(ROWS, training=False))
+    assert collator.statistics() == {"pairs": 0, "tokens": 0, "padding": 0, "truncated": 0}
+
+
+def test_pairs_and_labels_are_those_of_a_batch(tokenizer):
+    lists = [
+        {"query": "q", "documents": ["a", "b"], "labels": [1, 0], "num_relevant": 3},
+        {"query": "r", "documents": ["c"], "labels": [2], "num_relevant": 1},
+    ]
+    for rows in (ROWS, lists):
+        batch = PairCollator(tokenizer)(rows)
+        pairs, targets = pairs_and_labels(rows, resolve_columns(rows))
+        encoded = tokenizer(*map(list, zip(*pairs, strict=True)), padding=True)["input_ids"]
+        assert encoded == batch["input_ids"].tolist()
+        assert targets.keys() == batch.keys() - tokenizer("a", "b").keys()
+        assert all(torch.equal(value, batch[name]) for name, value in targets.items())
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -219,6 +239,8 @@ def test_bad_rows_of_a_stream(tokenizer):
         collator([{"a": "x", "b": None, "label": 1}])
     with pytest.raises(DataError, match=r"Column 'label': no label"):
         collator([{"a": "x", "b": "y", "label": None}])
+    with pytest.raises(DataError, match=r"Column 'b', row 7: expected a text, found None"):
+        collator([Item({"a": "x", "b": None, "label": 1}, collator.columns, number=7)])
 
 
 def test_repr_says_what_it_does(tokenizer):

@@ -41,8 +41,8 @@ class Indexed(TorchDataset):
 
 @pytest.mark.parametrize("label", ["label", "labels", "score", "scores"])
 def test_first_two_texts_and_a_label_by_its_name(label):
-    dataset = Dataset.from_dict({"id": ["x"], "n": [3], "first": ["a"], "second": ["b"], "third": ["c"], label: [1]})
-    assert resolve_columns(dataset) == Columns("first", ("second",), label, "pair")
+    dataset = Dataset.from_dict({"id": ["x"], "n": [3], "one": ["a"], "other": ["b"], label: [1]})
+    assert resolve_columns(dataset) == Columns("one", ("other",), label, "pair")
 
 
 def test_names_given_win(caplog):
@@ -62,8 +62,8 @@ def test_shapes_of_rows():
     margin = Dataset.from_dict({"query": ["q"], "positive": ["p"], "negative": ["n"], "score": [1.5]})
     assert resolve_columns(margin).shape == "tuple"
     assert found_in(margin).kind == "margin"
-    extra_text = Dataset.from_dict({"a": ["q"], "b": ["p"], "genre": ["n"], "score": [1.5]})
-    assert resolve_columns(extra_text) == Columns("a", ("b",), "score")
+    extra_text = Dataset.from_dict({"genre": ["n"], "premise": ["q"], "hypothesis": ["p"], "score": [1.5]})
+    assert resolve_columns(extra_text) == Columns("premise", ("hypothesis",), "score")
     positives = Dataset.from_dict({"query": ["q"], "positive": ["p"]})
     assert resolve_columns(positives).shape == "pair"
     assert resolve_columns(positives, in_batch_negatives=2).shape == "tuple"

@@ -172,7 +172,8 @@ def test_all_forms_of_rows_score_alike(encoder):
     expected = encoder.predict(pairs)
     for name, rows in forms.items():
         scores = encoder.predict(rows)
-        np.testing.assert_array_equal(scores[:5], expected[:5], err_msg=name)
+        # A batch of 5 and one of 20 may take other kernels, which round otherwise.
+        np.testing.assert_allclose(scores[:5], expected[:5], atol=1e-6, err_msg=name)
     named = encoder.predict([{"note": "x", "b": b, "a": a} for a, b in pairs], columns=("a", "b"))
     np.testing.assert_array_equal(named, expected)
     np.testing.assert_array_equal(
@@ -202,19 +203,19 @@ def test_nothing_to_score(saved):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([("a", "b"), ("a", None)], r"Row 1: text 2 is None \(NoneType\).*Filter"),
-        ([("a", "b"), (3, "b")], r"Row 1: text 1 is 3 \(int\)"),
-        ([("a", "b"), ("a", float("nan"))], r"Row 1: text 2 is nan"),
+        ([("a", "b"), ("a", None)], r"Row 1, text 2: expected a text, found None \(NoneType\).*Filter"),
+        ([("a", "b"), (3, "b")], r"Row 1, text 1: expected a text, found 3 \(int\)"),
+        ([("a", "b"), ("a", float("nan"))], r"Row 1, text 2: expected a text, found nan"),
         ([("a", "b"), ("a", "b", "c")], r"Row 1: expected two texts, found .* with 3 entries"),
         ([("a", "b"), "ab"], r"Row 1: expected two texts, found 'ab' \(str\)"),
         (["a", "b", "c"], r"Row 0: expected two texts, found .*3 entries.*\(first text, second text\)"),
         ("ab", r"found 'ab'. Give rows"),
         (7, r"found 7. Give rows"),
         ([{"a": "x", "b": "y"}, {"a": "x"}], r"Row 1 has no column 'b'"),
-        ([{"a": "x", "n": 1}], r"no two text columns among \['a', 'n'\].*columns="),
+        ([{"a": "x", "n": 1}], r"Found 1 text columns \(\['a'\]\) among \['a', 'n'\].*columns="),
         ({"a": ["x"], "b": ["x", "y"]}, r"'a' has 1 rows and column 'b' has 2"),
-        ({"a": ["x", "y"], "b": ["x", None]}, r"Row 1: text 2 is None"),
-        ([{"query": "x", "documents": ["y"], "labels": [1]}], r"lists of documents.*rank"),
+        ({"a": ["x", "y"], "b": ["x", None]}, r"Row 1, text 2: expected a text, found None"),
+        ([{"query": "x", "documents": ["y"], "labels": [1]}], r"list of documents.*rank"),
     ],
 )
 def test_bad_rows_are_named_before_anything_is_scored(encoder, monkeypatch, rows, message):
@@ -504,9 +505,9 @@ def test_rank(encoder):
 def test_rank_refuses_what_has_no_order(encoder):
     with pytest.raises(ConfigurationError, match="num_labels=3"):
         CrossEncoder(build_model(3), tokenizer=build_tokenizer()).rank("a", ["b"])
-    with pytest.raises(DataError, match="Document 1 is None"):
+    with pytest.raises(DataError, match="Document 1: expected a text, found None"):
         encoder.rank("a", ["b", None])
-    with pytest.raises(DataError, match="The query is 3"):
+    with pytest.raises(DataError, match="The query: expected a text, found 3"):
         encoder.rank(3, ["b"])
     with pytest.raises(ConfigurationError, match="long_documents='all'"):
         encoder.rank("a", ["b"], long_documents="all")
@@ -520,7 +521,7 @@ def test_long_documents_are_scored_by_passages(folder):
     encoder = CrossEncoder(folder, max_length=16)
     words = " ".join(SENTENCES[:6]).split()
     documents = [" ".join(words), "a dog", " ".join(words[::-1]), ""]
-    room = 16 - len(encoder.tokenizer("a man", "")["input_ids"])
+    room = 16 - len(encoder.tokenizer(["a man"], [""])["input_ids"][0])  # alone, an empty text is no second one
     tokens = [encoder.tokenizer(text, add_special_tokens=False)["input_ids"] for text in documents]
     assert len(tokens[0]) > 2 * room
 
@@ -600,7 +601,7 @@ def test_streams_leave_no_thread_and_hand_on_errors(encoder):
     got = []
     with pytest.raises(OSError, match="disk gone"):
         got.extend(encoder.predict_iter(failing(), window=10))
-    with pytest.raises(DataError, match="Row 25: text 2 is None"):
+    with pytest.raises(DataError, match="Row 25, text 2: expected a text, found None"):
         list(encoder.predict_iter([("a", "b")] * 25 + [("a", None)], window=10))
     assert tokenising_threads() == 0
 
@@ -610,7 +611,7 @@ def test_errors_of_the_tokenising_thread_surface(folder):
     tokenizer = encoder.tokenizer
 
     class Failing:
-        pad_token_id, pad_token_type_id, padding_side = 0, 0, "right"
+        pad_token_id, pad_token_type_id, padding_side, is_fast = 0, 0, "right", True
 
         def __call__(self, first, second, **options):
             if "bad" in first:

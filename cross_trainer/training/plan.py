@@ -1,34 +1,56 @@
-"""What is chosen from the data where nothing was given: the model's head, the loss and the metrics.
+"""What the trainer decides from the data, as one record: columns, outputs, loss, metrics, length and budget.
 
-| labels                                        | num_labels | loss                   | metrics                 |
-|-----------------------------------------------|------------|------------------------|-------------------------|
-| 0 and 1, booleans, a `ClassLabel` of two names | 1          | BinaryCrossEntropyLoss | binary_metrics          |
-| other numbers in [0, 1]                       | 1          | BinaryCrossEntropyLoss | correlation_metrics     |
-| integers above 1, names, other `ClassLabel`s   | C          | CrossEntropyLoss       | multiclass_metrics      |
-| lists of C numbers                            | C          | BinaryCrossEntropyLoss | multilabel_metrics      |
-| one whole number a document                   | 1          | LambdaLoss             | ranking_metrics         |
-| positive and negatives, no label              | 1          | InfoNCELoss            | ranking_metrics         |
-| positive and negative with a margin           | 1          | MarginMSELoss          | ranking_metrics         |
-| other numbers, as a teacher's scores          | 1          | KLDivergenceLoss       | none                    |
+    plan = make_plan("distilroberta-base", train_dataset=pairs, eval_dataset=held_out)
+    print(plan)                         # before anything long starts; nothing has been changed
+    model = load_planned(plan)          # a classifier with that many outputs
+
+What isn't given follows from the labels:
+
+| labels                                         | num_labels | loss                   | metrics             |
+|------------------------------------------------|------------|------------------------|---------------------|
+| 0 and 1, booleans, a `ClassLabel` of two names | 1          | BinaryCrossEntropyLoss | binary_metrics      |
+| other numbers in [0, 1]                        | 1          | BinaryCrossEntropyLoss | correlation_metrics |
+| integers above 1, names, other `ClassLabel`s   | C          | CrossEntropyLoss       | multiclass_metrics  |
+| lists of C numbers                             | C          | BinaryCrossEntropyLoss | multilabel_metrics  |
+| one whole number per document                  | 1          | LambdaLoss             | ranking_metrics     |
+| positive and negatives, no label               | 1          | InfoNCELoss            | ranking_metrics     |
+| positive and negative with a margin            | 1          | MarginMSELoss          | ranking_metrics     |
+| other numbers, such as a teacher's scores      | 1          | KLDivergenceLoss       | none                |
 
 A model whose config says `problem_type="regression"` gets `MSELoss(activation="identity")` for numbers.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import itertools
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from cross_trainer.data.columns import Columns, Rows
-from cross_trainer.data.survey import Survey, check_classes, check_range
+from cross_trainer.data.collator import PairCollator
+from cross_trainer.data.columns import NUM_RELEVANT, Columns, Rows, first_row, is_stream, resolve_columns
+from cross_trainer.data.pairs import check_truncation, padding_id
+from cross_trainer.data.survey import Survey, check_classes, check_range, survey
 from cross_trainer.errors import ConfigurationError
+from cross_trainer.execution.padding_free import padding_free_obstacle
+from cross_trainer.execution.token_budget import CPU_TOKENS
 from cross_trainer.metrics.pairs import binary_metrics, correlation_metrics, multiclass_metrics, multilabel_metrics
 from cross_trainer.metrics.rankings import ranking_metrics
-from cross_trainer.saved.folder import has_own_labels, name_labels
+from cross_trainer.saved.folder import (
+    describe_reading,
+    describe_scores,
+    has_own_labels,
+    name_labels,
+    position_limit,
+    saved_truncation,
+)
 from cross_trainer.training.losses import (
     BinaryCrossEntropyLoss,
     CrossEntropyLoss,
@@ -40,9 +62,309 @@ from cross_trainer.training.losses import (
 )
 
 if TYPE_CHECKING:
-    from transformers import EvalPrediction
+    from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+Loss: TypeAlias = "Callable[..., Any]"
+Metrics: TypeAlias = "Callable[[EvalPrediction], dict[str, float]]"
+
+STREAM_SAMPLE = 1_000  # rows of a stream that are looked at before training
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """What one data set holds, and what it is measured by.
+
+    Attributes:
+        columns: What its columns are for, with labels translated into the model's.
+        labels: What reading all of it found; of a stream, its first `STREAM_SAMPLE` rows.
+        metrics: What fits its labels, or what was given; None where nothing can be measured.
+        dataset: The data set itself.
+    """
+
+    columns: Columns
+    labels: Survey
+    metrics: Metrics | None
+    dataset: Rows = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training will do. `make_plan` makes it, and changes nothing that it was given.
+
+    Attributes:
+        columns: What the training data's columns are for.
+        labels: What its labels are.
+        loss: What is minimised.
+        metrics: What an evaluation reports: those given, else what fits the first evaluation set; None without one.
+        max_length: Tokens of a pair at most, or None for no limit.
+        truncation: Which text of a longer pair is cut.
+        padding_free: Whether the transformer computes no padding.
+        obstacle: Why it computes padding, where it was asked not to.
+        max_tokens: Tokens of a forward pass at most, or None for no limit.
+        config: The model's config as it will be: number and names of labels.
+        collator: What makes batches of rows.
+        chose_metrics: Whether metrics follow from each data set's own labels, as none were given.
+        datasets: The data sets that were looked at, training data first.
+    """
+
+    columns: Columns
+    labels: Survey
+    loss: Loss | None
+    metrics: Metrics | None
+    max_length: int | None
+    truncation: str
+    padding_free: bool
+    obstacle: str | None
+    max_tokens: int | None
+    config: Any = field(compare=False)
+    collator: Callable[..., Any] = field(compare=False)
+    chose_metrics: bool = True
+    datasets: tuple[DataPlan, ...] = ()
+
+    @property
+    def num_labels(self) -> int:
+        """C, the number of the model's outputs."""
+        return int(self.config.num_labels)
+
+    def __repr__(self) -> str:
+        """One decision a line."""
+        span = f" from {self.labels.minimum:g} to {self.labels.maximum:g}" if math.isfinite(self.labels.minimum) else ""
+        shown = {
+            "columns": repr(self.columns),
+            "labels": f"{self.labels.kind}{span}, {self.labels.rows} rows",
+            "num_labels": f"{self.num_labels}",
+            "label_names": f"{_label_names(self.config)}",
+            **{name: repr(getattr(self, name)) for name in _DECISIONS},
+        }
+        return "Plan(\n" + "".join(f"    {name}={value},\n" for name, value in shown.items()) + ")"
+
+    def for_dataset(self, dataset: Rows) -> DataPlan:
+        """What one data set holds: looked up, or planned like those known, with their columns where it has them.
+
+        Raises:
+            DataError: A row can't be evaluated on, or a label is outside of what the loss is defined on.
+        """
+        known = next((each for each in self.datasets if each.dataset is dataset), None)
+        if known is not None:
+            return known
+        columns, labels = _look_at(dataset, self.collator, self.config, self.columns)
+        return self._data_plan(dataset, columns, labels)
+
+    def _data_plan(self, dataset: Rows, columns: Columns, labels: Survey) -> DataPlan:
+        by_name = self.num_labels > 1 and labels.kind != "multi" and labels.class_names is not None
+        columns = dataclasses.replace(
+            columns,
+            label2id=dict(self.config.label2id) if by_name else None,
+            float_labels=labels.kind == "real",
+            label_width=labels.width,
+        )
+        if isinstance(self.collator, PairCollator):
+            check_labels(self.loss, dataset, columns, labels, self.num_labels)
+        sigmoid = getattr(self.loss, "score_activation", None) == "sigmoid"
+        metrics = self.metrics
+        if self.chose_metrics:
+            metrics = choose_metrics(columns, labels, self.config, "sigmoid" if sigmoid else "identity")
+        return DataPlan(columns, labels, metrics, dataset)
+
+    def describe(self, config: Any) -> None:
+        """Write into a model's config what its labels, its scores and its way of reading pairs will be."""
+        config.id2label, config.label2id = dict(self.config.id2label), dict(self.config.label2id)
+        activation = getattr(self.loss, "score_activation", None)
+        if activation is not None:
+            describe_scores(config, activation)
+        if isinstance(self.collator, PairCollator):
+            texts = None if self.columns.shape == "tokens" else (self.columns.query, self.columns.documents[0])
+            describe_reading(config, self.truncation, texts)
+            if config.pad_token_id is None:
+                config.pad_token_id = padding_id(self.collator.tokenizer)
+
+
+_DECISIONS = ("loss", "metrics", "max_length", "truncation", "padding_free", "obstacle", "max_tokens")
+
+
+def make_plan(
+    model: torch.nn.Module | str,
+    train_dataset: Rows | None = None,
+    eval_dataset: Rows | Mapping[str, Rows] | None = None,
+    data_collator: Callable[..., Any] | None = None,
+    compute_loss_func: Loss | None = None,
+    compute_metrics: Metrics | None = None,
+    *,
+    label_smoothing_factor: float = 0.0,
+    padding_free: bool = True,
+    max_tokens: int | None = None,
+    device: str = "cpu",
+) -> Plan:
+    """Decide all that a `CrossEncoderTrainer` with these arguments does, and check all rows; nothing is changed.
+
+    Args:
+        model: A classifier; or a name or folder, of which the config and the tokenizer are loaded.
+        train_dataset: Rows to train on.
+        eval_dataset: Rows to evaluate on, or several sets of them by name.
+        data_collator: As in `CrossEncoderTrainer`. Default: a `PairCollator`.
+        compute_loss_func: The loss, if it isn't to follow from the labels.
+        compute_metrics: The metrics, if they aren't to follow from the labels.
+        label_smoothing_factor: As in `TrainingArguments`.
+        padding_free: Whether to compute no padding, where the model allows it.
+        max_tokens: Tokens of a forward pass at most.
+        device: The type of the device that computes: "cpu", "cuda", ...
+
+    Raises:
+        DataError: A row can't be trained or evaluated on; the message names the column, the row and the remedy.
+        ConfigurationError: There is no data set, or arguments contradict each other, the data or the model.
+    """
+    held_out = list(eval_dataset.values()) if isinstance(eval_dataset, Mapping) else [eval_dataset]
+    held_out = [dataset for dataset in held_out if dataset is not None]
+    datasets = held_out if train_dataset is None else [train_dataset, *held_out]
+    if not datasets:
+        raise ConfigurationError("There is no data set to plan for: give a train_dataset or an eval_dataset.")
+    collator = data_collator if data_collator is not None else default_collator(model)
+    config = AutoConfig.from_pretrained(model) if isinstance(model, str) else copy.deepcopy(model.config)
+    columns, labels = _look_at(datasets[0], collator, config)
+    if isinstance(model, str):
+        config = _new_config(model, labels)
+    adopt_class_names(config, labels)
+    negatives = getattr(collator, "in_batch_negatives", 0)
+    if (
+        negatives
+        and train_dataset is not None
+        and (columns.label is not None or columns.shape not in {"pair", "tuple"})
+    ):
+        raise ConfigurationError(
+            f"in_batch_negatives={negatives} needs rows (query, positive, ...) without a label, found {columns}."
+        )
+    loss = compute_loss_func
+    predicts_only = train_dataset is None and columns.label is None and columns.shape != "tuple"
+    if loss is None and not predicts_only:
+        loss = choose_loss(columns, labels, config, label_smoothing_factor)
+        logger.info("Loss chosen for %s labels: %s", labels.kind, loss)
+    obstacle = _obstacle(model, config) if padding_free else None
+    plan = Plan(
+        columns=columns,
+        labels=labels,
+        loss=loss,
+        metrics=compute_metrics,
+        max_length=_limit(collator, config),
+        truncation=getattr(collator, "truncation", "longest_first"),
+        padding_free=padding_free and obstacle is None,
+        obstacle=obstacle,
+        max_tokens=_budget(loss, collator, obstacle, device) if max_tokens is None else max_tokens,
+        config=config,
+        collator=collator,
+        chose_metrics=compute_metrics is None,
+    )
+    planned = [plan._data_plan(datasets[0], columns, labels)]  # noqa: SLF001
+    planned += [plan.for_dataset(dataset) for dataset in datasets[1:]]
+    if held_out and plan.chose_metrics:
+        metrics = planned[len(datasets) - len(held_out)].metrics
+        logger.info("Metrics chosen from the labels: %s", metrics)
+        plan = dataclasses.replace(plan, metrics=metrics)
+    return dataclasses.replace(plan, datasets=tuple(planned))
+
+
+def load_planned(name: str, plan: Plan) -> PreTrainedModel:
+    """Load a pretrained model as the classifier that a plan asks for, in float32.
+
+    A classification head of that size is kept, another one is replaced and logged by transformers. Weights are float32
+    because updates at usual learning rates are lost on half-precision weights; mixed precision is the Trainer's
+    business.
+    """
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+        name, config=copy.deepcopy(plan.config), dtype=torch.float32, ignore_mismatched_sizes=True
+    )
+    return model
+
+
+def default_collator(model: torch.nn.Module | str, tokenizer: PreTrainedTokenizerBase | None = None) -> PairCollator:
+    """A collator that reads pairs as the model was trained to, with the tokenizer that is saved beside it.
+
+    Raises:
+        ConfigurationError: The model was loaded from nowhere, so no tokenizer lies beside it.
+    """
+    name = model if isinstance(model, str) else getattr(model, "name_or_path", "")
+    if tokenizer is None:
+        if not name:
+            raise ConfigurationError("No tokenizer: give processing_class, or a data_collator that has one.")
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    config = AutoConfig.from_pretrained(model) if isinstance(model, str) else getattr(model, "config", None)
+    return PairCollator(tokenizer, truncation=check_truncation(saved_truncation(config)))
+
+
+def _look_at(dataset: Rows, collator: Any, config: Any, trained: Columns | None = None) -> tuple[Columns, Survey]:
+    """Columns of a data set and what reading it found; of a stream, the first rows are read."""
+    rows = list(itertools.islice(iter(dataset), STREAM_SAMPLE)) if is_stream(dataset) else dataset
+    first = first_row(rows)
+    if not isinstance(collator, PairCollator) and "input_ids" not in first:
+        return Columns("input_ids", shape="tokens"), assume_labels(config)  # another collator's business
+    asked = _asked(first, getattr(collator, "columns", None), trained)
+    columns = resolve_columns(dataset, asked, getattr(collator, "in_batch_negatives", 0))
+    return columns, survey(rows, columns)
+
+
+def _asked(
+    first: Mapping[str, Any], asked: Columns | Sequence[str] | None, trained: Columns | None
+) -> Columns | Sequence[str] | None:
+    """The columns asked for; of further data, those trained on where it has them."""
+    if trained is None:
+        return asked
+    names = asked.names if isinstance(asked, Columns) else asked
+    if names is not None and set(names) & set(first):
+        return asked
+    texts = (trained.query, *trained.documents)
+    if trained.shape == "tokens" or not all(name in first for name in texts):
+        return None  # a set of another shape
+    label = trained.label if trained.label in first else None
+    if trained.shape == "tuple":
+        counted = NUM_RELEVANT if NUM_RELEVANT in first else None
+        return dataclasses.replace(trained, label=label, num_relevant=counted, class_names=None)
+    return texts if label is None else (*texts, label)
+
+
+def _new_config(name: str, labels: Survey) -> Any:
+    """A pretrained model's config with as many labels as the data has, under the data's names."""
+    config: Any = AutoConfig.from_pretrained(name, num_labels=choose_num_labels(labels))
+    if labels.kind == "class" and labels.class_names is not None and set(config.label2id) != set(labels.class_names):
+        name_labels(config, labels.class_names)
+    return config
+
+
+def _limit(collator: Any, config: Any) -> int | None:
+    """Tokens of a pair at most: what the collator says, no more than the model has positions for."""
+    if not isinstance(collator, PairCollator):
+        return None
+    limit, asked = position_limit(config), collator.length_limit
+    if limit is not None and collator.max_length is not None and collator.max_length > limit:
+        raise ConfigurationError(
+            f"max_length={collator.max_length}, but the model has positions for {limit} tokens only."
+        )
+    return min((length for length in (asked, limit) if length is not None), default=None)
+
+
+def _obstacle(model: torch.nn.Module | str, config: Any) -> str | None:
+    """Why the model can't run padding-free, or None."""
+    if isinstance(model, str):
+        with torch.device("meta"):  # its modules without their weights
+            model = AutoModelForSequenceClassification.from_config(config)
+    reason = padding_free_obstacle(model)
+    if reason is not None:
+        logger.info("Padding-free execution is off: %s", reason)
+    return reason
+
+
+def _budget(loss: Any, collator: Any, obstacle: str | None, device: str) -> int | None:
+    """Cut batches into pieces of similar lengths where they would be padded and cutting costs nothing: on a CPU, which
+    small pieces don't leave idle, and for losses that need no second pass.
+    """
+    separable = not getattr(loss, "couples_rows", True)
+    if obstacle is None or not separable or device != "cpu" or not isinstance(collator, PairCollator):
+        return None
+    logger.info("Batches are cut into pieces of similar lengths of %d tokens at most instead.", CPU_TOKENS)
+    return CPU_TOKENS
+
+
+# -- what fits the labels ----------------------------------------------------------------------------------------------
 
 
 def choose_num_labels(found: Survey) -> int:
@@ -59,21 +381,6 @@ def assume_labels(config: Any) -> Survey:
     if config.problem_type == "multi_label_classification":
         return Survey(kind="multi", width=config.num_labels)
     return Survey(kind="class" if config.num_labels > 1 else "real")
-
-
-def load_model(name: str, found: Survey) -> PreTrainedModel:
-    """Load a sequence classifier in float32 with as many labels as the data asks for.
-
-    A classification head of that size is kept, another one is replaced and logged by transformers. Weights are float32,
-    because updates at usual learning rates are lost on half-precision weights; mixed precision is the Trainer's affair.
-    """
-    config = AutoConfig.from_pretrained(name, num_labels=choose_num_labels(found))
-    if found.kind == "class" and found.class_names is not None and set(config.label2id) != set(found.class_names):
-        name_labels(config, found.class_names)
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-        name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
-    )
-    return model
 
 
 def adopt_class_names(config: Any, found: Survey) -> None:

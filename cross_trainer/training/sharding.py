@@ -1,8 +1,7 @@
-"""Equal shares of a data set for every process, filled up with rows that count for nothing.
+"""The rows that every process loads: with what their columns are for, in equal shares, none trained on twice.
 
-Accelerate fills the last batches of an epoch with rows from its beginning, which trains on them twice. Here the
-collator is given `Sentinel` rows instead, whose labels are all -100, so that several processes do exactly what one
-process does.
+Accelerate fills the last batches of an epoch with rows from its beginning, which would be trained on twice. Here they are
+filled with items without a row, whose labels are all -100, so that several processes do exactly what one process does.
 """
 
 from __future__ import annotations
@@ -10,30 +9,63 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler
+import datasets
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
-from cross_trainer.data.collator import Sentinel
-from cross_trainer.data.columns import Rows
+from cross_trainer.data.collator import Item
+from cross_trainer.data.columns import Columns, Rows
 
 
-class FilledDataset(Dataset[Any]):
-    """A mapped data set that gives a `Sentinel` for every index past its end; its length stays the number of real rows."""
+class MappedItems(Dataset[Item]):
+    """A mapped data set as items for the collator; an index past its end is an item without a row.
 
-    def __init__(self, dataset: Rows) -> None:
-        self.dataset = dataset
+    Args:
+        rows: The data set. Of a `datasets.Dataset` only the columns that count are read.
+        columns: What its columns are for.
+        training: Whether it is trained on.
+    """
+
+    def __init__(self, rows: Rows, columns: Columns, *, training: bool) -> None:
+        named = isinstance(rows, datasets.Dataset) and columns.shape != "tokens"
+        self.rows = rows.select_columns(columns.names) if named else rows
+        self.columns = columns
+        self.training = training
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.rows)
 
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[index] if index < len(self.dataset) else Sentinel()
+    def __getitem__(self, index: int) -> Item:
+        return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: list[int]) -> list[Any]:
-        """The rows at `indices`, fetched at once where the data set can do that."""
-        real = [index for index in indices if index < len(self.dataset)]
-        fetch = getattr(self.dataset, "__getitems__", None)
-        rows = iter(fetch(real) if fetch is not None else [self.dataset[index] for index in real])
-        return [next(rows) if index < len(self.dataset) else Sentinel() for index in indices]
+    def __getitems__(self, indices: list[int]) -> list[Item]:
+        """The items at `indices`, fetched at once where the data set can do that."""
+        real = [index for index in indices if index < len(self)]
+        fetch = getattr(self.rows, "__getitems__", None)
+        found = dict(zip(real, fetch(real) if fetch is not None else [self.rows[index] for index in real], strict=True))
+        return [Item(found.get(index), self.columns, index, self.training) for index in indices]
+
+
+class StreamedItems(IterableDataset[Item]):
+    """A stream as items for the collator, and as many without a row as make their number a multiple of `multiple`."""
+
+    def __init__(self, rows: Rows, columns: Columns, multiple: int, *, training: bool) -> None:
+        self.rows = rows
+        self.columns = columns
+        self.multiple = multiple
+        self.training = training
+
+    def set_epoch(self, epoch: int) -> None:
+        """Pass the epoch on to a stream that shuffles by it."""
+        if hasattr(self.rows, "set_epoch"):
+            self.rows.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Item]:
+        counted = get_worker_info() is None  # a worker may see a part of the stream alone
+        number = -1
+        for number, row in enumerate(self.rows):
+            yield Item(row, self.columns, number if counted else None, self.training)
+        for _ in range(-(number + 1) % self.multiple):
+            yield Item(None, self.columns, None, self.training)
 
 
 class FilledBatchSampler(Sampler[list[int]]):
@@ -41,7 +73,7 @@ class FilledBatchSampler(Sampler[list[int]]):
 
     Args:
         sampler: The batch sampler over the real rows.
-        past_end: An index that a `FilledDataset` turns into a `Sentinel`.
+        past_end: An index past the end of `MappedItems`.
         multiple: The number of processes, each of which takes one batch in turn.
     """
 
@@ -63,29 +95,8 @@ class FilledBatchSampler(Sampler[list[int]]):
             yield [self.past_end] * self.batch_size
 
 
-class FilledStream(IterableDataset[Any]):
-    """A stream of rows, followed by so many sentinels that its length is a multiple of `multiple`."""
-
-    def __init__(self, stream: Rows, multiple: int) -> None:
-        self.stream = stream
-        self.multiple = multiple
-
-    def set_epoch(self, epoch: int) -> None:
-        """Pass the epoch on to a stream that shuffles by it."""
-        if hasattr(self.stream, "set_epoch"):
-            self.stream.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[Any]:
-        rows = 0
-        for row in self.stream:
-            rows += 1
-            yield row
-        for _ in range(-rows % self.multiple):
-            yield Sentinel()
-
-
 def fill_batches(dataloader: DataLoader[Any], processes: int) -> None:
-    """Let a prepared dataloader over a `FilledDataset` fill its last batches with sentinels."""
+    """Let a prepared dataloader over `MappedItems` fill its last batches with items without a row."""
     shard = dataloader.batch_sampler
     inner = getattr(shard, "batch_sampler", None)
     if isinstance(inner, BatchSampler) and shard is not None:

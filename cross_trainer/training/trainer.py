@@ -12,58 +12,42 @@ folder holds.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import gc
-import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
-from transformers import (
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 
 from cross_trainer.data.collator import PairCollator
-from cross_trainer.data.columns import NUM_RELEVANT, Columns, Rows, first_row, is_stream, resolve_columns
-from cross_trainer.data.survey import Survey, survey, text_lengths
-from cross_trainer.errors import ConfigurationError, DataError, UnsupportedModelError
-from cross_trainer.execution.padding_free import enable_padding_free, unpad_indices
-from cross_trainer.execution.token_budget import CPU_TOKENS, budgeted_forward, budgeted_step
-from cross_trainer.saved.folder import describe_scores, position_limit, save_tokenizer
+from cross_trainer.data.columns import NUM_RELEVANT, Rows, is_stream
+from cross_trainer.data.survey import text_lengths
+from cross_trainer.errors import ConfigurationError, DataError
+from cross_trainer.execution.padding_free import PaddingFree, enable_padding_free, unpad_indices
+from cross_trainer.execution.token_budget import budgeted_forward, budgeted_step
+from cross_trainer.internals import TrainerSeams, mark_unprepared
+from cross_trainer.saved.folder import save_tokenizer
 from cross_trainer.training.losses import to_grid
-from cross_trainer.training.plan import (
-    adopt_class_names,
-    assume_labels,
-    check_labels,
-    choose_loss,
-    choose_metrics,
-    load_model,
-)
-from cross_trainer.training.sharding import FilledDataset, FilledStream, fill_batches
+from cross_trainer.training.plan import DataPlan, Plan, default_collator, load_planned, make_plan
+from cross_trainer.training.sharding import MappedItems, StreamedItems, fill_batches
 
 logger = logging.getLogger(__name__)
 
-STREAM_SAMPLE = 1_000  # rows of a stream that are looked at before training
 TRUNCATION_WARNING = 0.05  # share of truncated pairs above which a warning is due
 
 
-class CrossEncoderTrainer(Trainer):
+class CrossEncoderTrainer(TrainerSeams, Trainer):
     """A `transformers.Trainer` whose model scores pairs of texts.
 
     All of Trainer's arguments keep their meaning; those that aren't given are chosen from the data, see
@@ -122,33 +106,45 @@ class CrossEncoderTrainer(Trainer):
         if isinstance(train_dataset, Mapping):
             eval_dataset = train_dataset.get("validation") if eval_dataset is None else eval_dataset
             train_dataset = _split(train_dataset, "train")
+        if args.label_smoothing_factor and compute_loss_func is not None:
+            logger.warning(
+                "label_smoothing_factor has no effect with compute_loss_func: %s smooths by itself or not at all.",
+                compute_loss_func,
+            )
+        if isinstance(model, str) and train_dataset is None and eval_dataset is None:
+            raise ConfigurationError(
+                f"model={model!r}: how many labels it needs follows from the data. Give a train_dataset, or "
+                "load the model yourself."
+            )
         tokenizer: Any = processing_class if processing_class is not None else getattr(data_collator, "tokenizer", None)
-        if tokenizer is None and (data_collator is None or isinstance(model, str)):
-            tokenizer = _load_tokenizer(model)
-        self.data_collator = PairCollator(tokenizer) if data_collator is None else data_collator
-        self.padding_free = padding_free
-        self.max_tokens = max_tokens
-        self._surveys: dict[int, tuple[Rows, Columns, Survey]] = {}
-        self._found: Survey | None = None  # what the model's config was described by
+        if data_collator is None:
+            data_collator = default_collator(model, tokenizer)
+        self.plan: Plan | None = None
+        self._plan_for = functools.partial(
+            make_plan,
+            data_collator=data_collator,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            label_smoothing_factor=args.label_smoothing_factor,
+            padding_free=padding_free,
+            max_tokens=max_tokens,
+            device=args.device.type,
+        )
+        self._handle: PaddingFree | None = None  # while training
         self._logged = dict.fromkeys(("pairs", "tokens", "padding", "truncated"), 0)
         self._warned_of_truncation = False
-        eval_datasets = _each(eval_dataset)
-        reference = train_dataset if train_dataset is not None else next(iter(eval_datasets), None)
+        self._train_and_eval = train_dataset, eval_dataset
         if isinstance(model, str):
-            if reference is None:
-                raise ConfigurationError(
-                    f"model={model!r}: how many labels it needs follows from the data. Give a train_dataset, or "
-                    "load the model yourself."
-                )
+            self.plan = self._plan_for(model, train_dataset, eval_dataset)
             set_seed(args.seed)  # a new head's random weights
-            model = load_model(model, self._survey(reference)[1])
+            model = load_planned(model, self.plan)
         super().__init__(
             model=model,
             args=args,
-            data_collator=self.data_collator,
+            data_collator=data_collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=tokenizer,
+            processing_class=getattr(data_collator, "tokenizer", None) if tokenizer is None else tokenizer,
             model_init=model_init,
             compute_loss_func=compute_loss_func,
             compute_metrics=compute_metrics,
@@ -159,17 +155,9 @@ class CrossEncoderTrainer(Trainer):
         )
         # Sequence classifiers take the number of items as a keyword and ignore it.
         self.model_accepts_loss_kwargs = False
-        self._metrics_follow_data = compute_metrics is None
-        if reference is not None:
-            self._settle(reference)
-        self._prepare_model(self.model)
-        for dataset in (train_dataset, *eval_datasets):
-            if dataset is not None and isinstance(self.data_collator, PairCollator):
-                self._columns(dataset)
-        if self._metrics_follow_data and eval_datasets:
-            self._choose_metrics(eval_datasets[0])
+        self._follow_plan(self.model)
 
-    # -- the model -----------------------------------------------------------------------------------------------------
+    # -- the plan ------------------------------------------------------------------------------------------------------
 
     @property
     def _config(self) -> Any:  # a PretrainedConfig, whose label fields are typed as optional
@@ -181,177 +169,88 @@ class CrossEncoderTrainer(Trainer):
         return self.args.output_dir
 
     def call_model_init(self, trial: Any = None) -> torch.nn.Module:
-        """A fresh model from `model_init`, described and set up as the first one was."""
+        """A fresh model from `model_init`, described as the first one was."""
         model = super().call_model_init(trial)
-        if hasattr(self, "_metrics_follow_data"):  # the first model is prepared at the end of construction
-            self._prepare_model(model)
+        if hasattr(self, "data_collator"):  # the first model is described at the end of construction
+            self._follow_plan(model)
         return model
 
-    def _settle(self, dataset: Rows) -> None:
-        """Choose the loss by a data set's labels where none was given."""
-        columns, found = self._survey(dataset)
-        if self.args.label_smoothing_factor and self.compute_loss_func is not None:
-            logger.warning(
-                "label_smoothing_factor has no effect beside compute_loss_func: %s smooths by itself or not at all.",
-                self.compute_loss_func,
-            )
-        self._found = found
-        adopt_class_names(self._config, found)
-        if self.compute_loss_func is None:
-            self.compute_loss_func = choose_loss(columns, found, self._config, self.args.label_smoothing_factor)
-            logger.info("Loss chosen for %s labels: %s", found.kind, self.compute_loss_func)
+    def _follow_plan(self, model: Any, dataset: Rows | None = None) -> None:
+        """Make the plan if there is none, by the data sets given or by `dataset`; take over what it says."""
+        train_dataset, eval_dataset = self._train_and_eval if dataset is None else (None, dataset)
+        if self.plan is None or dataset is not None:
+            if train_dataset is None and eval_dataset is None:
+                return
+            self.plan = self._plan_for(model, train_dataset, eval_dataset)
+        plan = self.plan
+        self.compute_loss_func, self.compute_metrics = plan.loss, plan.metrics
+        if isinstance(self.data_collator, PairCollator):
+            self.data_collator = self.data_collator.with_limit(plan.max_length)
+        plan.describe(model.config)
 
-    def _prepare_model(self, model: Any) -> None:
-        """Write into the config what scores mean, fit tokenizer and model to each other, take out the padding."""
-        config = model.config
-        if self._found is not None:
-            adopt_class_names(config, self._found)
-        activation = getattr(self.compute_loss_func, "score_activation", None)
-        if activation is not None:
-            describe_scores(config, activation)
-        collator, limit = self.data_collator, position_limit(config)
-        if isinstance(collator, PairCollator):
-            if collator.max_length is not None and limit is not None and collator.max_length > limit:
-                raise ConfigurationError(
-                    f"max_length={collator.max_length}, but the model has positions for {limit} tokens only."
-                )
-            if limit is not None and (collator.length_limit or limit + 1) > limit:
-                collator.max_length = limit
-            if collator.tokenizer.pad_token is None:
-                collator.tokenizer.pad_token = collator.tokenizer.eos_token
-            if config.pad_token_id is None:
-                config.pad_token_id = collator.tokenizer.pad_token_id
-        self._runs_padding_free = self.padding_free
-        self._budget = self.max_tokens
-        if self.padding_free:
-            try:
-                enable_padding_free(model)
-            except UnsupportedModelError as reason:
-                self._runs_padding_free = False
-                logger.info("Padding-free execution is off: %s", reason)
-                self._sort_by_length()
+    def _data_plan(self, dataset: Rows) -> DataPlan:
+        """What a data set holds."""
+        if self.plan is None or self.plan.loss is None:  # constructed without one that has labels
+            self._follow_plan(self.model, dataset)
+        assert self.plan is not None
+        return self.plan.for_dataset(dataset)
 
-    def _sort_by_length(self) -> None:
-        """Cut batches into pieces of similar lengths, where that costs nothing: no second pass, and no device that small pieces idle."""
-        separable = not getattr(self.compute_loss_func, "couples_rows", True)
-        if (
-            self._budget is None
-            and separable
-            and self.args.device.type == "cpu"
-            and isinstance(self.data_collator, PairCollator)
-        ):
-            self._budget = CPU_TOKENS
-            logger.info("Batches are cut into pieces of similar lengths of %d tokens at most instead.", self._budget)
+    @property
+    def _budget(self) -> int | None:
+        return None if self.plan is None else self.plan.max_tokens
+
+    @property
+    def _runs_padding_free(self) -> bool:
+        return self.plan is not None and self.plan.padding_free
+
+    @contextlib.contextmanager
+    def _without_padding(self) -> Iterator[None]:
+        """The transformer computes no padding within; afterwards the model is as it was."""
+        bare = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        handle = enable_padding_free(bare) if self._runs_padding_free else contextlib.nullcontext()
+        with handle:
+            yield
 
     # -- the data ------------------------------------------------------------------------------------------------------
 
-    def _survey(self, dataset: Rows) -> tuple[Columns, Survey]:
-        """Columns of a data set and what reading it found, once a data set; of a stream the first rows are read."""
-        known = self._surveys.get(id(dataset))
-        if known is None or known[0] is not dataset:
-            rows = list(itertools.islice(iter(dataset), STREAM_SAMPLE)) if is_stream(dataset) else dataset
-            collator = self.data_collator
-            if not isinstance(collator, PairCollator) and "input_ids" not in first_row(rows):
-                return Columns("input_ids", shape="tokens"), assume_labels(self._config)  # another collator's business
-            asked = getattr(collator, "columns", None)
-            names = asked.names if isinstance(asked, Columns) else asked
-            if self._surveys and names is not None and not set(names) & set(first_row(rows)):
-                asked = None  # a set of another shape than the one that the names are for
-            columns = resolve_columns(dataset, asked, getattr(collator, "in_batch_negatives", 0))
-            known = (dataset, columns, survey(rows, columns))
-            self._surveys[id(dataset)] = known
-        return known[1:]
-
-    def _columns(self, dataset: Rows) -> Columns:
-        """Columns of a data set with its labels checked against the loss and translated into the model's."""
-        columns, found = self._survey(dataset)
-        if self.compute_loss_func is None and found.kind != "none":
-            self._settle(dataset)
-            self._prepare_model(self.model)
-        classes = self._config.num_labels > 1 and found.kind != "multi"
-        columns = dataclasses.replace(
-            columns,
-            label2id=dict(self._config.label2id) if classes and found.class_names is not None else None,
-            float_labels=found.kind == "real",
-            label_width=found.width,
-        )
-        check_labels(self.compute_loss_func, dataset, columns, found, self._config.num_labels)
-        return columns
-
-    def _choose_metrics(self, dataset: Rows) -> None:
-        sigmoid = getattr(self.compute_loss_func, "score_activation", None) == "sigmoid"
-        activation: Literal["sigmoid", "identity"] = "sigmoid" if sigmoid else "identity"
-        chosen = choose_metrics(*self._survey(dataset), self._config, activation)
-        if repr(chosen) != repr(self.compute_metrics):
-            logger.info("Metrics chosen from the labels: %s", chosen)
-        self.compute_metrics = chosen
-
-    def _get_dataloader(
-        self,
-        dataset: Rows,
-        description: str,
-        batch_size: int,
-        sampler_fn: Any = None,
-        is_training: bool = False,
-        dataloader_key: str | None = None,
-    ) -> DataLoader[Any]:
-        if self._metrics_follow_data and not is_training:
-            self._choose_metrics(dataset)
-        collator = self.data_collator
-        if not isinstance(collator, PairCollator):
-            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+    def rows_to_load(self, dataset: Rows, batch_size: int, is_training: bool) -> Rows:
+        """Rows with what their columns are for, which the collator reads."""
+        if not is_training and (isinstance(self.data_collator, PairCollator) or self.plan is not None):
+            planned = self._data_plan(dataset)
+            if self.plan is not None and self.plan.chose_metrics:
+                self.compute_metrics = planned.metrics
+        if not isinstance(self.data_collator, PairCollator):
+            return dataset
         if self.args.dataloader_num_workers:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each worker is a process of its own
+        columns = self._data_plan(dataset).columns
+        if is_stream(dataset):
+            accumulation = self.args.gradient_accumulation_steps if is_training else 1
+            multiple = batch_size * self.accelerator.num_processes * accumulation
+            return StreamedItems(dataset, columns, multiple, training=is_training)
+        return MappedItems(dataset, columns, training=is_training)
+
+    def loader_made(self, loader: DataLoader[Any], is_training: bool) -> None:
+        """Fill the last batches of training, where processes would get unequal shares."""
         processes = self.accelerator.num_processes
-        self.data_collator = collator.for_dataset(self._columns(dataset), training=is_training)
-        try:
-            if is_stream(dataset):
-                accumulation = self.args.gradient_accumulation_steps if is_training else 1
-                dataset = FilledStream(dataset, batch_size * processes * accumulation)
-                return super()._get_dataloader(dataset, description, batch_size, None, is_training, dataloader_key)
-            if not is_training or processes == 1 or self.args.dataloader_drop_last:
-                return super()._get_dataloader(
-                    dataset, description, batch_size, sampler_fn, is_training, dataloader_key
-                )
-            filled = FilledDataset(self._remove_unused_columns(dataset, description))
-            dataloader = super()._get_dataloader(
-                filled, description, batch_size, sampler_fn, is_training, dataloader_key
-            )
-            fill_batches(dataloader, processes)
-            return dataloader
-        finally:
-            self.data_collator = collator
+        if is_training and processes > 1 and not self.args.dataloader_drop_last:
+            if isinstance(getattr(loader, "dataset", None), MappedItems):
+                fill_batches(loader, processes)
 
-    def _remove_unused_columns(self, dataset: Rows, description: str | None = None) -> Rows:
-        columns = getattr(self.data_collator, "columns", None)
-        if not isinstance(columns, Columns) or columns.shape == "tokens":
-            return (
-                super()._remove_unused_columns(dataset, description)
-                if isinstance(dataset, datasets.Dataset)
-                else dataset
-            )
-        return dataset.select_columns(columns.names) if isinstance(dataset, datasets.Dataset) else dataset
-
-    def _get_collator_with_removed_columns(
-        self, data_collator: Callable[..., Any], description: str | None = None
-    ) -> Callable[..., Any]:
-        if isinstance(data_collator, PairCollator):  # reads the columns that it knows
-            return data_collator
-        return super()._get_collator_with_removed_columns(data_collator, description)
-
-    def _get_train_sampler(self, train_dataset: Rows | None = None) -> Sampler[int] | None:
-        dataset = self.train_dataset if isinstance(self.data_collator, PairCollator) else train_dataset
+    def train_sampler(self, dataset: Rows | None) -> Sampler[int] | None:
+        """Training's order; texts are grouped by their length without a column of it."""
         by_length = self.args.train_sampling_strategy in {"group_by_length", "batch_rebalance"}
-        if by_length and isinstance(self.data_collator, PairCollator):
+        if by_length and isinstance(dataset, MappedItems):
             name = self.args.length_column_name
-            if name not in (getattr(dataset, "column_names", None) or ()):
-                lengths = text_lengths(dataset, self._survey(dataset)[0])
-                dataset = datasets.Dataset.from_dict({name: lengths})
-        return super()._get_train_sampler(dataset)
+            rows: Rows = self.train_dataset
+            if name not in (getattr(rows, "column_names", None) or ()):
+                rows = datasets.Dataset.from_dict({name: text_lengths(rows, dataset.columns)})
+            dataset = rows
+        return super().train_sampler(dataset)
 
-    def _get_eval_sampler(self, eval_dataset: Rows) -> Sampler[int] | None:
+    def eval_sampler(self, dataset: Rows) -> Sampler[int] | None:
         """Rows in their order, whatever the sampling strategy of training."""
-        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 and not is_stream(eval_dataset) else None
+        return SequentialSampler(dataset) if self.args.world_size <= 1 and not is_stream(dataset) else None
 
     def create_accelerator_and_postprocess(self) -> None:
         """Let every process read a stream by itself: dispatched batches would be sliced by their number of pairs."""
@@ -374,22 +273,32 @@ class CrossEncoderTrainer(Trainer):
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self._output_dir)
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        try:
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            if self._handle is not None:
+                self._handle.remove()
+                self._handle = None
 
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        # An evaluation before training marks the model as prepared, and it would train without the wrapper that synchronises.
-        if self.model_wrapped is self.model and getattr(self.model, "_is_accelerate_prepared", False):
+    def before_wrapping(self) -> None:
+        """Take the padding out of the model, and off it what an earlier evaluation left.
+
+        An evaluation marks the model as prepared, and it would be trained without the wrapper that keeps processes in
+        step.
+        """
+        if self.model_wrapped is self.model:
             self.model = self.model_wrapped = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-            self.model._is_accelerate_prepared = False  # noqa: SLF001
-        return super()._prepare_for_training(*args, **kwargs)  # type: ignore[no-untyped-call]
+            mark_unprepared(self.model)
+        if self._runs_padding_free and self._handle is None:
+            self._handle = enable_padding_free(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+    def items_to_count(self, batches: list[Any]) -> list[Any]:
+        """Batches with one label for each item of the loss."""
         count = getattr(self.compute_loss_func, "count_items", None)
-        if count is not None:
-            # Trainer counts labels and gathers the count over processes; give it as many labels as the loss has items.
-            numbers = [int(count(batch["labels"])) for batch in batch_samples if "labels" in batch]
-            batch_samples = [{"labels": torch.zeros(number)} for number in numbers]
-        return super()._get_num_items_in_batch(batch_samples, device)
+        if count is None:
+            return batches
+        numbers = [int(count(batch["labels"])) for batch in batches if "labels" in batch]
+        return [{"labels": torch.zeros(number)} for number in numbers]
 
     def compute_loss(
         self,
@@ -399,8 +308,17 @@ class CrossEncoderTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """The loss of a batch as `transformers.Trainer` computes it, without what only metrics read."""
+        return super().compute_loss(model, self._model_inputs(inputs), return_outputs, num_items_in_batch)
+
+    def _model_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A batch without what only metrics read, and where the model is compiled, with the places of its real tokens.
+
+        A compiled model can't look for them itself without leaving its graph.
+        """
         inputs = {name: value for name, value in inputs.items() if name != NUM_RELEVANT}
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.args.torch_compile and self._runs_padding_free and "attention_mask" in inputs:
+            inputs["unpad_idx"] = unpad_indices(inputs["attention_mask"])
+        return inputs
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
@@ -411,7 +329,7 @@ class CrossEncoderTrainer(Trainer):
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()  # type: ignore[union-attr]  # schedule-free optimisers have modes
-        inputs = self._prepare_inputs({name: value for name, value in inputs.items() if name != NUM_RELEVANT})
+        inputs = self._prepare_inputs(self._model_inputs(inputs))
         assert self.compute_loss_func is not None
         averaged = self.args.average_tokens_across_devices and num_items_in_batch is not None
         return budgeted_step(
@@ -426,13 +344,6 @@ class CrossEncoderTrainer(Trainer):
             no_sync=functools.partial(self.accelerator.no_sync, model=model),
             padded=not self._runs_padding_free,
         )
-
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        inputs = super()._prepare_inputs(inputs)
-        # A compiled model can't look for the real tokens by itself without leaving its graph.
-        if self.args.torch_compile and self._runs_padding_free and "attention_mask" in inputs:
-            inputs["unpad_idx"] = unpad_indices(inputs["attention_mask"])
-        return inputs
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, beside the training loss also `padding_fraction` of tokens and `truncated_fraction` of pairs since the last log."""
@@ -461,6 +372,12 @@ class CrossEncoderTrainer(Trainer):
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
+    @property
+    def _loss_of_all_rows(self) -> bool:
+        """Whether an evaluation's loss is computed once, on all rows together: losses of ours know how to average."""
+        whole = not self.args.batch_eval_metrics and self.args.eval_do_concat_batches
+        return whole and hasattr(self.compute_loss_func, "count_items") and self.preprocess_logits_for_metrics is None
+
     def evaluation_loop(
         self,
         dataloader: DataLoader[Any],
@@ -472,19 +389,18 @@ class CrossEncoderTrainer(Trainer):
         """Predict all rows in order; the loss is that of all rows at once, and random numbers go on as if nothing had run."""
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         keep_random_state = contextlib.nullcontext() if self.is_in_train else torch.random.fork_rng(devices)
-        with keep_random_state:
+        at_once = self._loss_of_all_rows
+        with keep_random_state, self._without_padding():
             output = super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                dataloader, description, False if at_once else prediction_loss_only, ignore_keys, metric_key_prefix
             )
         labels = output.label_ids[0] if isinstance(output.label_ids, tuple) else output.label_ids
-        own_loss = hasattr(self.compute_loss_func, "count_items") and self.preprocess_logits_for_metrics is None
-        if own_loss and labels is not None and isinstance(output.predictions, np.ndarray):
+        if at_once and labels is not None and isinstance(output.predictions, np.ndarray):
             logits = SequenceClassifierOutput(logits=torch.from_numpy(output.predictions))
             assert self.compute_loss_func is not None
             assert output.metrics is not None
-            output.metrics[f"{metric_key_prefix}_loss"] = self.compute_loss_func(
-                logits, torch.from_numpy(labels)
-            ).item()
+            loss = self.compute_loss_func(logits, torch.from_numpy(labels)).item()
+            output.metrics[f"{metric_key_prefix}_loss"] = loss
         return output
 
     def prediction_step(
@@ -495,22 +411,20 @@ class CrossEncoderTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
         """Predict a batch; scores of queries with several documents come as a grid [G, D] beside their labels."""
-        loss: Any
-        logits: Any
-        labels: Any
+        counted, labels = inputs.get(NUM_RELEVANT), inputs.get("labels")
+        inputs = self._model_inputs(inputs)
+        if self._loss_of_all_rows and labels is not None:
+            del inputs["labels"]
         forward: Any = model
         if self._budget is not None:
             forward = functools.partial(self._forward_by_budget, model)
-        loss, logits, labels = super().prediction_step(forward, inputs, prediction_loss_only, ignore_keys)
-        if (
-            isinstance(labels, torch.Tensor)
-            and isinstance(logits, torch.Tensor)
-            and labels.dim() == 2
-            and self._config.num_labels == 1
-        ):
+        loss, logits, seen = super().prediction_step(forward, inputs, prediction_loss_only, ignore_keys)
+        labels = seen if labels is None or seen is not None else labels.to(self.args.device)
+        is_grid = isinstance(labels, torch.Tensor) and isinstance(logits, torch.Tensor) and labels.dim() == 2
+        if is_grid and self._config.num_labels == 1:
             logits = to_grid(logits, labels)
-        if NUM_RELEVANT in inputs and labels is not None:
-            labels = (labels, inputs[NUM_RELEVANT])
+        if counted is not None and labels is not None:
+            labels = (labels, counted)
         return loss, logits, labels
 
     def _forward_by_budget(self, model: torch.nn.Module, **inputs: Any) -> SequenceClassifierOutput:
@@ -534,11 +448,13 @@ class CrossEncoderTrainer(Trainer):
 
     # -- saving --------------------------------------------------------------------------------------------------------
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        folder = output_dir if output_dir is not None else self._output_dir
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save model and tokenizer so that every reader cuts and pads pairs as training did."""
+        super().save_model(output_dir, _internal_call)
         if self.args.should_save and isinstance(self.data_collator, PairCollator):
-            save_tokenizer(self.data_collator.tokenizer, folder, self.data_collator.length_limit)
+            folder = self._output_dir if output_dir is None else output_dir
+            limit, config = self.data_collator.length_limit, self._config
+            save_tokenizer(self.data_collator.tokenizer, folder, limit, config.pad_token_id)
 
 
 def last_complete_checkpoint(folder: str | Path) -> str:
@@ -569,17 +485,3 @@ def _split(splits: Mapping[str, Rows], name: str) -> Rows:
             f"The data set has the splits {list(splits)}, but no {name!r}. Give one split as train_dataset."
         )
     return splits[name]
-
-
-def _each(dataset: Rows | None) -> list[Rows]:
-    """The data sets of an `eval_dataset`, which may be one, none, or a mapping of several."""
-    if isinstance(dataset, Mapping):
-        return list(dataset.values())
-    return [] if dataset is None else [dataset]
-
-
-def _load_tokenizer(model: PreTrainedModel | torch.nn.Module | str | None) -> PreTrainedTokenizerBase:
-    name = model if isinstance(model, str) else getattr(model, "name_or_path", "")
-    if not name:
-        raise ConfigurationError("No tokenizer: give processing_class, or a data_collator that has one.")
-    return AutoTokenizer.from_pretrained(name)

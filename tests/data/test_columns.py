@@ -220,3 +220,93 @@ def test_lists_without_a_positive_are_counted():
 
 def test_a_dataset_dict_is_no_data_set():
     assert resolve_columns(DatasetDict({"train": pairs()})["train"]).query == "a"
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def row(*texts, **others):
+    return [{**{name: "some text" for name in texts}, **others}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (row("premise", "hypothesis", "gold_label"), Columns("premise", ("hypothesis",), "gold_label")),
+        (
+            row("genre", "promptID", "pairID", "sentence1", "sentence2", gold_label="entailment"),
+            Columns("sentence1", ("sentence2",), "gold_label"),
+        ),
+        (
+            row("id", "qid1", "qid2", "question1", "question2", is_duplicate="0"),
+            Columns("question1", ("question2",), "is_duplicate"),
+        ),
+        (
+            row("split", "genre", "dataset", "year", "sid", "score", "sentence1", "sentence2"),
+            Columns("sentence1", ("sentence2",), "score"),
+        ),
+        (row("pair_ID", "sentence_A", "sentence_B", relatedness_score=4.5, entailment_judgment="NEUTRAL"), None),
+        (
+            row("sentence_A", "sentence_B", Similarity_Score=0.5),
+            Columns("sentence_A", ("sentence_B",), "Similarity_Score"),
+        ),
+        (row("passage", "query", relevance=1), Columns("query", ("passage",), "relevance")),
+        (row("Question", "Title", "Answer", Target=1), Columns("Question", ("Answer",), "Target")),
+        (row("anchor", "positive"), Columns("anchor", ("positive",))),
+        (row("query", "title", documents=["a"], labels=[1]), Columns("query", ("documents",), "labels", "list")),
+        (
+            row("query", "positive", "negative_1", "negative_2"),
+            Columns("query", ("positive", "negative_1", "negative_2"), None, "tuple"),
+        ),
+        (row("query", "pos", "neg"), Columns("query", ("pos", "neg"), None, "tuple")),
+        (
+            row("question", "answer", "Hard Negative", score=1.5),
+            Columns("question", ("answer", "Hard Negative"), "score", "tuple"),
+        ),
+        (row("one", "other", "neg1"), Columns("one", ("other", "neg1"), None, "tuple")),
+        (row("this", "that", label=1, gold_label="entailment"), Columns("this", ("that",), "label")),
+        (row("ids", "doc_ids", "uuid", "id_a", "Idx", "this", "that"), Columns("this", ("that",))),
+        (row("text", "text_pair", "lang", "url", label=1), Columns("text", ("text_pair",), "label")),
+    ],
+)
+def test_names_that_are_known(rows, expected):
+    if expected is None:
+        with pytest.raises(DataError, match="'relatedness_score' or 'entailment_judgment'"):
+            resolve_columns(rows)
+    else:
+        assert resolve_columns(rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (row("this", "that", "third"), r"'this', 'that', 'third' all hold texts. Name them with columns="),
+        (row("this", "that", "third", label=1), "ambiguous which columns are the two texts"),
+        (row("query", "passage", "answer"), "'query' with 'passage' or 'query' with 'answer'"),
+        (row("query", "positive", "document", "negative"), "'query' with 'positive' or 'query' with 'document'"),
+        (row("question1", "question2", "premise", "hypothesis"), "'question1' with 'question2' or 'premise'"),
+        (row("Query", "query", "document"), "'Query' with 'document' or 'query' with 'document'"),
+        (row("this", "that", label=1, score=0.5), "it could be 'label' or 'score'"),
+        (row("this", "that", gold_label="a", is_duplicate=1), "it could be 'gold_label' or 'is_duplicate'"),
+        (row("qid1", "qid2", is_duplicate=1), r"Found 0 text columns"),
+        (row("query", "negative", "negative_2"), r"Found 1 text columns \(\['query'\]\)"),
+    ],
+)
+def test_what_is_ambiguous_is_an_error_that_names_the_argument(rows, message):
+    with pytest.raises(DataError, match=message):
+        resolve_columns(rows)
+    with pytest.raises(DataError, match="--text-columns FIRST SECOND"):
+        resolve_columns(rows, option="--text-columns FIRST SECOND")
+
+
+def test_a_class_label_is_a_label_whatever_it_is_called():
+    features = Features({"this": Value("string"), "that": Value("string"), "verdict": ClassLabel(names=["no", "yes"])})
+    named = Dataset.from_dict({"this": ["x"], "that": ["y"], "verdict": [1]}, features=features)
+    assert resolve_columns(named) == Columns("this", ("that",), "verdict", class_names=("no", "yes"))
+    both = features | {"topic": ClassLabel(names=["a", "b"])}
+    twice = Dataset.from_dict({"this": ["x"], "that": ["y"], "verdict": [1], "topic": [0]}, features=Features(both))
+    with pytest.raises(DataError, match="it could be 'verdict' or 'topic'"):
+        resolve_columns(twice)
+    assert resolve_columns(twice, ("this", "that", "topic")).label == "topic"
+    with pytest.raises(DataError, match="'verdict' or 'topic'"):
+        resolve_columns(twice, ("this", "that"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import logging
 import os
@@ -184,7 +185,7 @@ def build_mpnet():
 
 
 def test_a_model_that_cannot_is_trained_by_pieces_of_similar_lengths(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("cross_trainer.training.trainer.CPU_TOKENS", 60)
+    monkeypatch.setattr("cross_trainer.training.plan.CPU_TOKENS", 60)
     tokenizer = build_tokenizer()
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     made, shapes = [], []
@@ -232,9 +233,9 @@ def test_a_compiled_model_trains_to_the_same_weights(tmp_path, max_tokens):
     torch.testing.assert_close(made[1], made[0], rtol=0, atol=1e-6)
     batch = next(iter(trainer.get_train_dataloader()))
     real = batch["attention_mask"].flatten().nonzero().flatten()
-    assert torch.equal(trainer._prepare_inputs(batch)["unpad_idx"], real)
-    trainer.padding_free = trainer._runs_padding_free = False
-    assert "unpad_idx" not in trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    assert torch.equal(trainer._model_inputs(batch)["unpad_idx"], real)
+    trainer.plan = dataclasses.replace(trainer.plan, padding_free=False)
+    assert "unpad_idx" not in trainer._model_inputs(next(iter(trainer.get_train_dataloader())))
 
 
 @pytest.mark.parametrize("loss", [BinaryCrossEntropyLoss(), LambdaLoss()])

@@ -12,7 +12,7 @@ import pytest
 import cross_trainer
 
 PACKAGE = Path(cross_trainer.__file__).parent
-HALL = ["errors"]
+HALL = ["errors", "internals"]
 ROOMS = {
     "data": ["columns", "survey", "pairs", "collator", "grouping", "tables", "splits", "trec"],
     "metrics": ["report", "pairs", "rankings", "evaluate_modules"],

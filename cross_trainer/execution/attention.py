@@ -1,15 +1,16 @@
 """Self-attention over the real tokens of a batch, laid end to end without padding.
 
-A padded batch of P rows of L tokens becomes one row of T real tokens. `Layout` says where each of them came from and which
-neighbours belong together; `flat_attention` lets every sequence attend to itself alone. Three ways of doing so, all exact:
+A padded batch of P rows of L tokens becomes one row of T real tokens. `Layout` says where each of them came from and
+which neighbours belong together; `flat_attention` lets each sequence attend only to itself. There are three kernels,
+all exact:
 
-- `groups`: sequences of equal length stand side by side in the flat row, so each group is a view [n, heads, s, d] without a
-  copy or a mask, and one call per group does it. What measured fastest on CPUs.
+- `groups`: sequences of equal length are neighbours in the flat row, so each group is a view [n, heads, s, d], and one
+  call per group needs neither a copy nor a mask. The fastest on CPUs.
 - `varlen`: `torch.nn.attention.varlen` on the flat tokens: CUDA, half precision, no attention dropout.
-- `repad`: queries, keys and values are padded for one `scaled_dot_product_attention` with a mask and its result is flattened
-  again. Works everywhere, needs nothing from the host, and is what `torch.compile` sees.
+- `repad`: queries, keys and values are padded for one `scaled_dot_product_attention` with a mask, and its result is
+  flattened again. Works everywhere, reads nothing back from the device, and is what `torch.compile` sees.
 
-Shapes: P rows, L tokens of a padded row, T real tokens of the batch, h heads, d width of a head, n sequences of s tokens.
+Shapes: P rows, L tokens of a padded row, T real tokens of the batch, h heads of width d, n sequences of s tokens.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from cross_trainer.errors import ConfigurationError
 from cross_trainer.execution.dropout import draw_kept, kept_share
+from cross_trainer.internals import softmax_gradient
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +38,14 @@ Kernel = Literal["groups", "varlen", "repad"]
 
 @dataclass(eq=False)
 class Layout:
-    """Where the real tokens of one padded batch are; made anew in every forward pass, shared by its layers.
+    """Where the real tokens of one padded batch are; made once per forward pass and shared by its layers.
 
     Attributes:
         index: [T] positions in the padded batch read as P * L tokens, in the order of the flat row.
         mask: [P, L] true for real tokens.
-        groups: `(n, s)` for each run of n sequences of s tokens in the flat row; None where the lengths aren't known on the
-            host (inside `torch.compile`).
-        kernel: the way to compute attention, or None to choose by device, precision and dropout.
+        groups: `(n, s)` for each run of n sequences of s tokens in the flat row; None where Python doesn't know the
+            lengths (inside `torch.compile`).
+        kernel: how to compute attention, or None to choose by device, precision and dropout.
     """
 
     index: Tensor
@@ -75,7 +77,7 @@ def _apply(function: type[torch.autograd.Function], *args: object) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """Select rows. The indices are unique, so that the gradient is copied back and not added up as in `index_select`."""
+    """Select rows. The indices are unique, so the gradient is copied back instead of added up as in `index_select`."""
 
     @staticmethod
     def forward(ctx: Any, source: Tensor, index: Tensor) -> Tensor:
@@ -103,7 +105,7 @@ class _Scatter(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Settings:
-    """What one layer asks of attention: window counts a token itself, so that 1 sees nothing else; None sees everything."""
+    """What a layer asks of attention. A window of 1 sees only the token itself, None sees everything."""
 
     dropout: float
     scaling: float
@@ -122,20 +124,23 @@ def flat_attention(
     causal: bool = False,
     window: int | None = None,
 ) -> Tensor:
-    """Attention of every sequence to itself.
+    """Let each sequence attend to itself.
 
     Args:
         query: [1, h, T, d].
         key: [1, h or a divisor of it, T, d], likewise `value`.
         value: see `key`.
         layout: which tokens belong together.
-        dropout: probability in [0, 1) with which an attention weight is dropped; the caller passes 0 outside training.
+        dropout: probability in [0, 1) of dropping an attention weight; the caller passes 0 outside training.
         scaling: factor of the scores; default 1 / sqrt(d).
         causal: tokens see only themselves and what comes before.
         window: tokens see others less than this many places away.
 
     Returns:
         [1, T, h, d].
+
+    Raises:
+        ConfigurationError: the layout asks for a kernel that can't compute this.
     """
     device = query.device.type
     if torch.is_autocast_enabled(device):
@@ -156,20 +161,19 @@ def _repeat_heads(states: Tensor, heads: int) -> Tensor:
     return states if states.shape[1] == heads else states.repeat_interleave(heads // states.shape[1], dim=1)
 
 
-# --- choosing -----------------------------------------------------------------------------------------------------------
+# --- choosing
+# -----------------------------------------------------------------------------------------------------------
 
 
 def _choose(query: Tensor, layout: Layout, settings: _Settings) -> Kernel:
-    if (
-        layout.groups is None or torch.compiler.is_compiling()
-    ):  # a graph of the lengths would be compiled for every batch
+    if layout.groups is None or torch.compiler.is_compiling():  # a graph with lengths in it would fit one batch only
         return "repad"
     if query.device.type == "cpu":
-        _log_choice("groups", "on the CPU one call for all sequences of a length measured fastest")
+        _log_choice("groups", "on CPUs one call for all sequences of a length is fastest")
         return "groups"
     obstacle = _varlen_obstacle(query, settings)
     if obstacle is None:
-        _log_choice("varlen", "flat tokens go to torch.nn.attention.varlen")
+        _log_choice("varlen", "torch.nn.attention.varlen takes flat tokens")
         return "varlen"
     _log_choice("repad", f"{obstacle}, so attention pads and masks")
     return "repad"
@@ -180,11 +184,11 @@ def _varlen_obstacle(query: Tensor, settings: _Settings) -> str | None:
     if query.device.type != "cuda":
         return f"torch.nn.attention.varlen doesn't run on {query.device.type}"
     if query.dtype not in (torch.float16, torch.bfloat16):
-        return f"torch.nn.attention.varlen takes half precision and not {query.dtype}"
+        return f"torch.nn.attention.varlen takes half precision, not {query.dtype}"
     if settings.dropout > 0:
         return "torch.nn.attention.varlen has no attention dropout"
     if query.shape[-1] % 8 or query.shape[-1] > 256:
-        return f"torch.nn.attention.varlen takes heads of a multiple of 8 up to 256 wide and not {query.shape[-1]}"
+        return f"torch.nn.attention.varlen takes head widths that are multiples of 8 up to 256, not {query.shape[-1]}"
     return _varlen_missing()
 
 
@@ -206,18 +210,17 @@ def _varlen_function() -> Callable[..., Tensor]:
 
 @functools.lru_cache(maxsize=32)
 def _log_choice(kernel: Kernel, reason: str) -> None:
-    """Log a decision the first time it is taken."""
+    """Log a decision the first time it is made."""
     logger.info("Padding-free attention uses %s: %s.", kernel, reason)
 
 
-# --- groups -------------------------------------------------------------------------------------------------------------
+# --- groups
+# -------------------------------------------------------------------------------------------------------------
 
 
 def _by_groups(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings: _Settings) -> Tensor:
     if layout.groups is None:
-        raise ConfigurationError(
-            "The groups kernel needs the lengths on the host: leave `kernel` open in torch.compile."
-        )
+        raise ConfigurationError("kernel='groups' can't be compiled: leave `kernel` as None for torch.compile.")
     if settings.dropout > 0:
         return _apply(_DropoutAttention, query, key, value, layout.groups, settings)
     sizes = [count * length for count, length in layout.groups]
@@ -246,9 +249,10 @@ def _allowed(length: int, settings: _Settings, device: torch.device) -> Tensor:
 
 
 class _DropoutAttention(torch.autograd.Function):
-    """Attention by groups with dropout, which the CPU's fused attention doesn't have: the plain formula and its gradient.
+    """Attention by groups with dropout, which the CPU's fused attention doesn't have: the plain formula and its
+    gradient.
 
-    Written out because of its many small operations: recorded one by one they would cost more than they compute. The factors
+    Written out because autograd would spend more time recording its many small operations than they take. The factors
     of the scores and of the kept weights are applied to flat tokens, once for all groups.
     """
 
@@ -283,7 +287,7 @@ class _DropoutAttention(torch.autograd.Function):
             q, k, v, g = (_heads_first(x[span], group) for x in (query, key, value, gradient))
             _write(to_value[span], torch.bmm(_only(keep, weights).to(g.dtype).transpose(1, 2), g), group)
             to_weights = _only(keep, torch.bmm(g, v.transpose(1, 2)).to(weights.dtype))
-            to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype).to(q.dtype)  # noqa: SLF001
+            to_scores = softmax_gradient(to_weights, weights).to(q.dtype)
             _write(to_query[span], torch.bmm(to_scores, k), group)
             _write(to_key[span], torch.bmm(to_scores.transpose(1, 2), q), group)
         return to_query.mul_(ctx.settings.scaling), to_key, to_value, None, None
@@ -308,18 +312,19 @@ def _write(target: Tensor, states: Tensor, group: tuple[int, int]) -> None:
 
 
 def _only(keep: Tensor, weights: Tensor) -> Tensor:
-    """The weights that are kept, zeros elsewhere."""
+    """The weights that are kept, and zeros elsewhere."""
     return torch.where(keep.view(weights.shape), weights, 0.0)
 
 
-# --- varlen and repad ---------------------------------------------------------------------------------------------------
+# --- varlen and repad
+# ---------------------------------------------------------------------------------------------------
 
 
 def _by_varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings: _Settings) -> Tensor:
     if layout.groups is None or settings.dropout > 0:
         raise ConfigurationError(
-            "The varlen kernel has no attention dropout and needs the lengths on the host: set the model's attention "
-            "dropout to 0 or leave `kernel` open."
+            "kernel='varlen' has no attention dropout and can't be compiled: set the model's attention dropout to "
+            "0, or leave `kernel` as None."
         )
     boundaries, longest = layout.boundaries, max(length for _, length in layout.groups)
     reach = -1 if settings.window is None else settings.window - 1
@@ -338,11 +343,11 @@ def _by_varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settin
 
 
 def _by_repad(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings: _Settings) -> Tensor:
-    mask = layout.mask | ~layout.mask.any(1, keepdim=True)  # a row without tokens sees its padding: no division by zero
+    mask = layout.mask | ~layout.mask.any(1, keepdim=True)  # an empty row sees its padding: no division by zero
     visible = mask[:, None, None, :]
     if settings.causal or settings.window is not None:
         length = layout.mask.shape[1]
-        # Padding sees itself, again against a division by zero; what it computes is dropped.
+        # Padding sees itself, again to avoid a division by zero; its result is dropped.
         itself = torch.eye(length, dtype=torch.bool, device=mask.device)
         visible = visible & _allowed(length, settings, mask.device) | itself
     q, k, v = (layout.pad(x).transpose(1, 2) for x in (query, key, value))

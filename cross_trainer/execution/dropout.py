@@ -1,7 +1,8 @@
 """Dropout on CPUs at a fraction of the time and memory of torch's.
 
-torch draws one float a number and keeps it for the backward pass; here 16 random bits decide over a number and one byte is kept.
-The probability is rounded to a multiple of 2**-16, and what stays is divided by the rounded one, so that expectations are exact.
+torch draws a float for each number and keeps it for the backward pass. Here 16 random bits decide about a number, and
+one byte of it is kept. The probability is rounded to a multiple of 2**-16, and the numbers that stay are divided by the
+rounded one, so that expectations are exact.
 """
 
 from __future__ import annotations
@@ -41,12 +42,20 @@ class _Drop(torch.autograd.Function):
 
 
 class CpuDropout(nn.Dropout):
-    """`nn.Dropout` that is fast on the CPU and torch's own everywhere else; a module becomes one by assigning its class."""
+    """`nn.Dropout`, fast on CPUs; torch's own elsewhere and in traced graphs. Assign it as the class of a module."""
 
     def forward(self, states: Tensor) -> Tensor:
         """Zero numbers with probability `p` in training; any shape in, the same shape out."""
         idle = not self.training or not 0.0 < self.p < 1.0 or self.inplace
-        if idle or states.device.type != "cpu" or torch.compiler.is_compiling():
+        jit: Any = torch.jit  # which has no types
+        if idle or states.device.type != "cpu" or torch.compiler.is_compiling() or jit.is_tracing():
             return super().forward(states)
         dropped: Tensor = _Drop.apply(states, self.p)  # type: ignore[no-untyped-call]
         return dropped
+
+
+def exchange_class(model: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> None:
+    """Turn all modules of exactly one class into those of another, in place."""
+    for module in model.modules():
+        if type(module) is old:
+            module.__class__ = new

@@ -6,11 +6,15 @@
     model(**padded_batch)                    # as before: padded batch in, ordinary outputs out
     handle.remove()
 
-A hook before the transformer takes the padding out of its inputs: [P, L] tokens become [1, T], the T real tokens of the batch
-laid end to end, with their positions. The embeddings and every layer see nothing else; only attention must know which tokens
-belong together (`attention.py`). A hook behind the last layer puts hidden states back to [P, L, H], zeros at the padding, so
-that pooling, heads and callers find what they expect. Weights, config and saved files stay as they are. What a forward pass
-needs travels in its own arguments: models, threads and nested calls don't see each other.
+A hook before the transformer takes the padding out of its inputs: [P, L] tokens become [1, T], the T real tokens of the
+batch laid end to end, with their positions. The embeddings and the layers see nothing else; only attention needs to
+know which tokens belong together (`attention.py`). A hook after the last layer puts hidden states back to [P, L, H],
+zeros at the padding, so that pooling, heads and callers find what they expect. Weights, config and saved files stay as
+they are. What a forward pass needs travels in its own arguments, so models, threads and nested calls don't see each
+other.
+
+Traced models pad: what `torch.jit.trace`, `torch.export` and the ONNX exporters record is the original model, for
+batches of any shape.
 
 Shapes: P rows, L tokens of a padded row, T real tokens of the batch, H hidden size.
 """
@@ -27,7 +31,8 @@ from torch import Tensor, nn
 
 from cross_trainer.errors import ConfigurationError, UnsupportedModelError
 from cross_trainer.execution.attention import Kernel, Layout, flat_attention
-from cross_trainer.execution.dropout import CpuDropout
+from cross_trainer.execution.dropout import CpuDropout, exchange_class
+from cross_trainer.internals import AttentionConfig, attention_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,7 +47,7 @@ DECODERS = frozenset({"gemma", "llama", "mistral", "qwen2", "qwen3"})
 """Model types of causal models, padded on either side."""
 
 LEAST_PADDING = 0.05
-"""Batches with a smaller share of padding run as they are: taking it out would cost more than it saves."""
+"""Batches with a smaller share of padding run as they are: removing it would cost more than it saves."""
 
 _NAME = "cross_trainer_padding_free"
 _KEYWORD = "padding_free_layout"
@@ -51,7 +56,7 @@ _KEYWORD = "padding_free_layout"
 class PaddingFree:
     """Handle of a model that runs padding-free, made by `enable_padding_free`.
 
-    It travels with the model: a copied or unpickled model is enabled and has a handle of its own, which
+    It belongs to the model: a copied or unpickled model is enabled too and has a handle of its own, which
     `enable_padding_free(copy)` returns.
     """
 
@@ -61,34 +66,35 @@ class PaddingFree:
         self._base: Any = base
         self._left_padding = base.config.model_type in DECODERS
         self._parameters = tuple(inspect.signature(base.forward).parameters)
-        self._attention: list[Any] = [m for m in base.modules() if hasattr(m, "is_causal") and hasattr(m, "config")]
-        self._dropout: list[nn.Module] = [m for m in base.modules() if type(m) is nn.Dropout]
-        self._handles: list[Any] = []
-
-    def _install(self) -> None:
         _register_attention()
-        for module in self._attention:
-            module.config = _AttentionConfig(module.config)
-        for module in self._dropout:
-            module.__class__ = CpuDropout
-        self._handles = [
+        module: Any
+        for module in base.modules():
+            if hasattr(module, "is_causal") and hasattr(module, "config"):
+                module.config = AttentionConfig(module.config, _NAME)
+        exchange_class(base, nn.Dropout, CpuDropout)
+        self._handles: list[Any] = [
             self._base.register_forward_pre_hook(self._flatten_inputs, with_kwargs=True),
             self._base.register_forward_hook(_pad_outputs, with_kwargs=True),
         ]
-        if getattr(self._base, "pooler", None) is not None:  # it reads the first token of each row: pad before it
-            self._handles.append(self._base.encoder.register_forward_hook(_pad_outputs, with_kwargs=True))
+        if getattr(base, "pooler", None) is not None:  # it reads each row's first token: pad before it
+            encoder: Any = base.encoder
+            self._handles.append(encoder.register_forward_hook(_pad_outputs, with_kwargs=True))
 
     def remove(self) -> None:
-        """Restore the model, if no other holder of this handle still needs it: every enabling has its removing."""
+        """Restore the model, once this has been called as often as the model was enabled.
+
+        Nothing of this package stays in the model: it can be pickled for a process that doesn't have it.
+        """
         self.holders = max(self.holders - 1, 0)
         if self.holders or not self._handles:
             return
         for handle in self._handles:
             handle.remove()
-        for module in self._attention:
-            module.config = module.config.wrapped
-        for module in self._dropout:
-            module.__class__ = nn.Dropout
+        module: Any
+        for module in self._base.modules():
+            if isinstance(getattr(module, "config", None), AttentionConfig):
+                module.config = module.config.wrapped
+        exchange_class(self._base, CpuDropout, nn.Dropout)
         self._handles = []
         del self._base.padding_free_handle
 
@@ -112,50 +118,68 @@ class PaddingFree:
 
     def _layout(self, module: PreTrainedModel, inputs: dict[str, Any], index: Tensor | None) -> Layout | None:
         """Where the real tokens are, or None for the plain path."""
+        from transformers.utils.import_utils import is_tracing
+
         mask = inputs.get("attention_mask")
-        if mask is None or not isinstance(mask, Tensor) or mask.dim() != 2 or not _is_plain_call(module, inputs):
+        if not isinstance(mask, Tensor) or mask.dim() != 2 or not _is_plain_call(module, inputs):
             return None
         if torch.compiler.is_compiling():
             return None if index is None else Layout(index, mask.bool())
+        if is_tracing(mask):  # what is recorded must not depend on this batch's lengths
+            return None
         return _find_tokens(mask.bool(), self.kernel, self._left_padding)
 
 
 def enable_padding_free(model: nn.Module, kernel: Kernel | None = None) -> PaddingFree:
-    """Let a sequence classifier compute on real tokens only, from now on and in place.
+    """Let a sequence classifier compute only real tokens from now on; the model is changed in place.
 
-    Batches go in padded and outputs come back as ever: logits and gradients equal the padded model's to float precision,
-    hidden states are zero at the padding. A batch runs on the plain path, equal to the bit, when it has no 2-D
-    `attention_mask`, less padding than `LEAST_PADDING`, or gaps within a row; or when attentions, a key-value cache or
-    embeddings as inputs are asked for. In training on CPUs, dropout of hidden states is that of `dropout.py` on either path: the
-    same rate, other masks. Causal models return no cache unless `use_cache=True` is passed.
+        >>> import torch
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=1)
+        >>> model = BertForSequenceClassification(config).eval()
+        >>> batch = {"input_ids": torch.tensor([[1, 7, 8, 9, 2], [1, 7, 2, 0, 0]])}
+        >>> batch["attention_mask"] = (batch["input_ids"] != 0).long()
+        >>> padded = model(**batch).logits
+        >>> with enable_padding_free(model):
+        ...     logits = model(**batch).logits
+        >>> logits.shape, torch.allclose(logits, padded, atol=1e-5)
+        (torch.Size([2, 1]), True)
 
-    Works with gradient checkpointing, autocast, PEFT adapters, DDP and FSDP: enable it before wrapping. In `torch.compile`
-    pass `unpad_idx=unpad_indices(attention_mask)` among the inputs; without it the compiled model pads.
+    Inputs and outputs stay what they were: padded batches in; logits and gradients out, equal to the padded model's to
+    float precision; hidden states, zero at the padding. A batch runs on the plain path, with bit-identical results, if
+    it has no 2-D `attention_mask`, less padding than `LEAST_PADDING` or gaps within a row, if attentions, a key-value
+    cache or embeddings as inputs are asked for, or while the model is traced. On CPUs, training takes the dropout of
+    `dropout.py` for hidden states on
+    either path: the same rate, but other masks. Causal models return no cache unless `use_cache=True` is passed.
+
+    Works with gradient checkpointing, autocast, PEFT adapters, DDP and FSDP: enable it before wrapping. For
+    `torch.compile` pass `unpad_idx=unpad_indices(attention_mask)` with the inputs; without it the compiled model pads.
 
     Args:
         model: a classifier, a bare transformer, or either under PEFT, of one of the families `ENCODERS` and `DECODERS`.
-        kernel: force a way to compute attention: "groups", "varlen" or "repad", see `attention.py`. Default: the fastest
-            that the device, the precision and the attention dropout allow.
+        kernel: how to compute attention: "groups", "varlen" or "repad", see `attention.py`. Default: the fastest that
+            the device, the precision and the attention dropout allow.
 
     Returns:
-        A handle whose `remove()`, or the end of its `with` block, restores the model. Enabled twice, a model has one
-        handle, which restores it when removed twice.
+        A handle that restores the model by `remove()` or at the end of its `with` block. A model that is enabled twice
+        has one handle, which restores it when removed twice.
 
     Raises:
-        UnsupportedModelError: the model's attention can't be run on flat tokens; the message says why.
-        ConfigurationError: the model is enabled with another `kernel`; or, in a forward pass of a bidirectional model, a row
-            is padded on the left.
+        UnsupportedModelError: the model can't run padding-free; the message is that of `padding_free_obstacle`.
+        ConfigurationError: the model is enabled with another `kernel`; or, in a forward pass of a bidirectional model,
+            a row is padded on the left.
     """
-    base = _find_base(model)
+    obstacle = padding_free_obstacle(model)
+    if obstacle is not None:
+        raise UnsupportedModelError(obstacle)
+    base = _base(model)
     handle: PaddingFree | None = base.__dict__.get("padding_free_handle")
     if handle is None:
-        _check(base)
-        handle = PaddingFree(base, kernel)
-        handle._install()  # noqa: SLF001
-        base.padding_free_handle = handle
+        handle = base.padding_free_handle = PaddingFree(base, kernel)
     elif handle.kernel != kernel:
         raise ConfigurationError(
-            f"The model is padding-free with kernel={handle.kernel!r} already: remove that handle before asking for {kernel!r}."
+            f"The model already runs padding-free with kernel={handle.kernel!r}: remove that handle before asking for "
+            f"{kernel!r}."
         )
     handle.holders += 1
     return handle
@@ -173,48 +197,61 @@ def unpad_indices(attention_mask: Tensor) -> Tensor:
     return attention_mask.flatten().nonzero().flatten()
 
 
-# --- which models -------------------------------------------------------------------------------------------------------
+# --- which models
+# -------------------------------------------------------------------------------------------------------
 
 
-def _find_base(model: nn.Module) -> Any:
+def padding_free_obstacle(model: nn.Module) -> str | None:
+    """Why a model can't run padding-free, or None if it can; the model isn't changed.
+
+        >>> from torch import nn
+        >>> padding_free_obstacle(nn.Linear(2, 1))
+        'Padding-free execution needs a transformers model, not Linear: enable it on the model itself, before ...'
+
+    Args:
+        model: see `enable_padding_free`, which raises an UnsupportedModelError with this message.
+    """
     from transformers import PreTrainedModel
 
-    inner: Any = getattr(model, "get_base_model", lambda: model)()
-    if not isinstance(inner, PreTrainedModel):
-        raise UnsupportedModelError(
-            f"Padding-free execution needs a transformers model, found {type(model).__name__}: "
+    base = _base(model)
+    if not isinstance(base, PreTrainedModel):
+        return (
+            f"Padding-free execution needs a transformers model, not {type(model).__name__}: "
             "enable it on the model itself, before DDP, torch.compile or another wrapper."
         )
-    return inner.base_model
+    reason = _unsupported(base)
+    return reason and (
+        f"{type(base).__name__} can't run padding-free: {reason}. Families that can: "
+        f"{', '.join(sorted(ENCODERS | DECODERS))}. For others, max_tokens=N cuts batches into pieces of similar "
+        "lengths, which avoids most padding."
+    )
 
 
-def _check(base: Any) -> None:
+def _base(model: nn.Module) -> Any:
+    """The transformer in a classifier, under PEFT or not."""
+    inner: Any = getattr(model, "get_base_model", lambda: model)()
+    return getattr(inner, "base_model", inner)
+
+
+def _unsupported(base: Any) -> str | None:
     from transformers import MODEL_MAPPING
 
     config: Any = base.config
-    name = type(base).__name__
-    reason = None
     if config.model_type not in ENCODERS | DECODERS:
-        supports = getattr(base, "_supports_attention_backend", False)
-        reason = (
-            f"models of type {config.model_type!r} aren't verified to be exact"
-            if supports
-            else f"the attention of {config.model_type!r} doesn't go through transformers' AttentionInterface"
-        )
-    elif not isinstance(base, cast("type", MODEL_MAPPING[type(config)])):
-        reason = f"{name} isn't transformers' own {config.model_type!r} model"
-    elif getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
-        reason = "it is set up as a decoder (config.is_decoder) with a cache or cross-attention"
-    elif getattr(config, "chunk_size_feed_forward", 0):
-        reason = "its feed-forward layers cut rows into chunks (config.chunk_size_feed_forward)"
-    if reason is not None:
-        raise UnsupportedModelError(
-            f"{name} can't run padding-free: {reason}. Families that can: {', '.join(sorted(ENCODERS | DECODERS))}. "
-            "For others, max_tokens=N cuts batches into pieces of similar lengths, which avoids most padding."
-        )
+        if base.is_backend_compatible():
+            return f"models of type {config.model_type!r} haven't been verified to be exact"
+        return f"the attention of {config.model_type!r} doesn't go through transformers' AttentionInterface"
+    if not isinstance(base, cast("type", MODEL_MAPPING[type(config)])):
+        return f"{type(base).__name__} isn't transformers' own {config.model_type!r} model"
+    if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
+        return "it is configured as a decoder (config.is_decoder) with a cache or cross-attention"
+    if getattr(config, "chunk_size_feed_forward", 0):
+        return "its feed-forward layers cut rows into chunks (config.chunk_size_feed_forward)"
+    return None
 
 
-# --- into the model and out again ---------------------------------------------------------------------------------------
+# --- into the model and out again
+# ---------------------------------------------------------------------------------------
 
 
 def _is_plain_call(module: PreTrainedModel, inputs: dict[str, Any]) -> bool:
@@ -245,8 +282,8 @@ def _find_tokens(mask: Tensor, kernel: Kernel | None, left_padding: bool) -> Lay
         return None
     if not left_padding and starts.any():
         raise ConfigurationError(
-            f"Row {int(order[filled][starts > 0].min())} of the batch starts with padding, where a bidirectional model "
-            'expects its first token: set tokenizer.padding_side = "right".'
+            f"Row {int(order[filled][starts > 0].min())} of the batch starts with padding, but a bidirectional model "
+            'expects its first token there: set tokenizer.padding_side = "right".'
         )
     return Layout(order[rows] * mask.shape[1] + columns, mask, tuple(groups), kernel)
 
@@ -257,7 +294,8 @@ def _flatten(module: PreTrainedModel, inputs: dict[str, Any], layout: Layout) ->
         **inputs,
         "input_ids": input_ids.flatten()[index].unsqueeze(0),
         "position_ids": _positions(module, inputs, index).unsqueeze(0),
-        # Models hand four-dimensional masks to the layers as they are, where ours is ignored: none is built.
+        # Models pass four-dimensional masks to their layers unchanged, and our attention ignores this one: none is
+        # built.
         "attention_mask": input_ids.new_zeros(1, 1, 1, 1),
         _KEYWORD: layout,
     }
@@ -269,7 +307,7 @@ def _flatten(module: PreTrainedModel, inputs: dict[str, Any], layout: Layout) ->
 
 
 def _positions(module: PreTrainedModel, inputs: dict[str, Any], index: Tensor) -> Tensor:
-    """[T] the position of every real token, given or by the rule of the model's family."""
+    """[T] the position of each real token: the given one, or by the rule of the model's family."""
     input_ids, positions = inputs["input_ids"], inputs.get("position_ids")
     if positions is not None:
         return cast("Tensor", positions.expand(input_ids.shape).flatten()[index])
@@ -286,7 +324,7 @@ def _pad_outputs(_: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any], outp
 
 
 def _pad(output: Any, layout: Layout) -> Any:
-    """Put every flat hidden state [1, T, H] of an output, a tuple or a mapping back to [P, L, H]."""
+    """Put each flat hidden state [1, T, H] in an output, a tuple or a mapping back to [P, L, H]."""
     if isinstance(output, Tensor):
         is_flat = output.dim() == 3 and output.shape[0] == 1 and output.shape[1] == layout.index.shape[0]
         return layout.pad(output[0]) if is_flat else output
@@ -297,24 +335,8 @@ def _pad(output: Any, layout: Layout) -> Any:
     return output
 
 
-# --- attention ----------------------------------------------------------------------------------------------------------
-
-
-class _AttentionConfig:
-    """A view of a model's config for its attention modules, which read there which attention to call.
-
-    The config itself stays as it is, in memory and in saved files.
-    """
-
-    _attn_implementation = _NAME
-
-    def __init__(self, wrapped: Any) -> None:
-        self.wrapped = wrapped
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "wrapped":  # not set yet, while being copied
-            raise AttributeError(name)
-        return getattr(self.wrapped, name)
+# --- attention
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _register_attention() -> None:
@@ -333,7 +355,7 @@ def _attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """What attention modules call: ours on flat tokens, on the plain path the one that the config names."""
+    """What attention modules call: ours on flat tokens, the one that the config names on the plain path."""
     layout = kwargs.pop(_KEYWORD, None)
     if layout is None:
         original = _original_attention(module)
@@ -351,6 +373,6 @@ def _original_attention(module: Any) -> Callable[..., tuple[Tensor, Tensor | Non
 
     sources: Iterator[Any] = (sys.modules[cls.__module__] for cls in type(module).__mro__)
     eager: Any = next((x.eager_attention_forward for x in sources if hasattr(x, "eager_attention_forward")), None)
-    name = module.config.wrapped._attn_implementation  # noqa: SLF001
+    name = attention_name(module.config.wrapped)
     function: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
     return function

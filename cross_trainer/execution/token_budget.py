@@ -3,12 +3,12 @@
     loss = budgeted_step(model, batch, labels, loss_func, max_tokens=2048)     # forward and backward of a training step
     logits = budgeted_forward(model, batch, max_tokens=2048)                   # scoring
 
-The batch size is a matter of statistics: how many pairs one update averages over, how many negatives a query sees. The budget is
-a matter of hardware: how many tokens one forward pass holds in memory. Rows are sorted by length and cut into runs. A loss that
-adds up over rows is computed run by run. A loss that couples rows (lists, negatives from the batch) needs all scores at once:
-they are computed without a graph first, the loss gives its gradient with respect to them, and a second pass, with the same
-dropout masks, carries that gradient into the model (gradient cache: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size
-under Memory Limited Setup").
+The batch size is a matter of statistics: how many pairs an update averages over, how many negatives a query sees. The
+budget is a matter of hardware: how many tokens a forward pass holds in memory. Rows are sorted by length and cut into
+pieces. A loss that adds up over rows is computed piece by piece. A loss that couples rows (lists, negatives from the
+batch) needs all scores at once: they are computed without a graph first, the loss gives its gradient with respect to
+them, and a second pass, with the same dropout masks, carries that gradient into the model (gradient cache: Gao et al.
+2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup").
 
 Shapes: P pairs, L tokens of a padded row, C classes, G groups, D documents of the largest group.
 """
@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from cross_trainer.data.columns import IGNORED_LABEL
 from cross_trainer.errors import ConfigurationError
 from cross_trainer.execution.padding_free import unpad_indices
+from cross_trainer.internals import is_compiled
 
 Batch = dict[str, Any]
 
 CPU_TOKENS = 512
-"""What a piece of a training batch holds on a CPU at most: larger ones take more memory there and hardly less time."""
+"""The most tokens in a piece of a training batch on a CPU: larger ones take more memory there and hardly less time."""
 
 
 def cut(lengths: Tensor, max_tokens: int, *, padded: bool = False) -> list[Tensor]:
@@ -37,11 +38,11 @@ def cut(lengths: Tensor, max_tokens: int, *, padded: bool = False) -> list[Tenso
 
     Args:
         lengths: [P] real tokens of each row.
-        max_tokens: what a piece may hold, at least 1. A row that is longer makes a piece of its own.
-        padded: count the padding of a piece too, as a model computes it that doesn't run padding-free.
+        max_tokens: how many tokens a piece may hold, at least 1. A longer row is a piece of its own.
+        padded: count a piece's padding too, for a model that computes it.
 
     Returns:
-        Row indices, one long tensor a piece; longest rows first, so that the first piece needs the most memory.
+        Row indices, an int64 tensor for each piece; longest rows first, so that the first piece needs the most memory.
 
     Raises:
         ConfigurationError: `max_tokens` is below 1.
@@ -67,11 +68,11 @@ def piece(batch: Batch, rows: Tensor) -> Batch:
     """Some rows of a batch, without the columns in which none of them has a token.
 
     Args:
-        batch: tensors [P, ...], those of the shape [P, L] with one entry a token; anything else is passed on as it is.
+        batch: tensors [P, ...], where the shape [P, L] means an entry for each token; other values stay as they are.
         rows: indices into the P rows.
 
     Returns:
-        The batch of these rows. `unpad_idx`, if there is one, is that of the piece.
+        The batch of these rows. `unpad_idx`, if there is one, is the piece's own.
     """
     shape = batch["input_ids"].shape
     mask = batch.get("attention_mask")
@@ -124,11 +125,11 @@ def budgeted_step(
     unwrapped: nn.Module | None = None,
     padded: bool = False,
 ) -> Tensor:
-    """Forward and backward of one batch within a budget, adding to the parameters' gradients what the uncut batch would.
+    """Forward and backward of a batch within a budget; the gradients are the uncut batch's, added to the parameters'.
 
-    A batch that fits is run as it is; on CPUs one that doesn't is cut into pieces of `CPU_TOKENS`, if the budget is larger. A loss
-    whose `couples_rows` is False is computed piece by piece; every other one, unknown callables included, on all scores together,
-    at the price of a second forward pass.
+    A batch that fits runs as it is. One that doesn't is cut; on CPUs into pieces of `CPU_TOKENS`, if the budget is
+    larger. A loss whose `couples_rows` is False is computed piece by piece. Any other callable is computed on all
+    scores together, which takes a second forward pass.
 
     Args:
         model: what is trained, wrapped or not.
@@ -136,16 +137,20 @@ def budgeted_step(
         labels: [P], [P, C] or [G, D] with P entries other than -100.
         loss_func: `(outputs, labels, num_items_in_batch=None) -> scalar`, where `outputs` has "logits" [P, C].
         max_tokens: see `cut`.
-        num_items: what the loss divides by, if more than this batch makes up the update.
-        scale: factor on the loss; the number of processes where gradients are averaged over them.
-        backward: how to run backward from a scalar; `accelerator.backward` for mixed precision and the like.
-        no_sync: makes a context in which backward doesn't reduce gradients over processes. All pieces but the last run in
-            one, so that processes may have different numbers of pieces.
-        unwrapped: the model without DDP, for the first pass; found by itself if `model` is a DistributedDataParallel.
+        num_items: what the loss divides by, where an update consists of more than this batch.
+        scale: factor on the loss: the number of processes, where gradients are averaged over them.
+        backward: runs backward from a scalar: `accelerator.backward` for mixed precision and the like.
+        no_sync: makes a context in which backward doesn't reduce gradients over processes. All pieces but the last run
+            in one, so that processes may have different numbers of pieces.
+        unwrapped: the model without its wrapper, for the first pass; needed for wrappers other than
+            DistributedDataParallel.
         padded: see `cut`.
 
     Returns:
         The loss times `scale`, a scalar without a graph.
+
+    Raises:
+        ConfigurationError: `max_tokens` is below 1, or a loss that is computed piece by piece can't count its items.
     """
     lengths = _lengths(batch)
     pieces = cut(lengths, max_tokens, padded=padded)
@@ -187,7 +192,7 @@ def _coupled_step(
     backward: Callable[[Tensor], Any],
     no_sync: Callable[[], contextlib.AbstractContextManager[Any]],
 ) -> Tensor:
-    """The gradient cache: scores without a graph, their gradient, and a second pass that hands it on."""
+    """The gradient cache: scores without a graph, their gradient, and a second pass that carries it into the model."""
     from transformers.modeling_outputs import SequenceClassifierOutput
 
     device = batch["input_ids"].device
@@ -212,13 +217,14 @@ def _coupled_step(
 
 @contextlib.contextmanager
 def _sparse_gradients(model: nn.Module) -> Iterator[None]:
-    """In forward passes run here, let embeddings on the CPU add only the rows that they look up to a gradient that exists.
+    """Let forward passes in this context give embeddings on the CPU sparse gradients, where one exists to add them to.
 
-    Their own gradient is as large as the vocabulary, for each piece anew.
+    A dense one is as large as the vocabulary, and each piece would make its own.
     """
     modules = list(model.modules())
-    is_compiled = any(hasattr(x, "_orig_mod") or x._compiled_call_impl is not None for x in modules)  # noqa: SLF001
-    embeddings = [] if is_compiled else [x for x in modules if type(x) is nn.Embedding and _adds_rows(x)]
+    embeddings = [x for x in modules if type(x) is nn.Embedding and _adds_rows(x)]
+    if any(map(is_compiled, modules)):
+        embeddings = []
     for embedding in embeddings:
         embedding.sparse = True
     try:
@@ -249,24 +255,24 @@ def _logits(outputs: Any) -> Tensor:
 
 
 def _in_order(parts: list[Tensor], pieces: list[Tensor]) -> Tensor:
-    """Results of the pieces, one below the other, in the order of the batch."""
+    """Results of the pieces, joined in the order of the batch."""
     back = torch.cat(pieces).argsort()
     joined = torch.cat(parts)
     return joined[back.to(joined.device)]
 
 
 def _by_row(labels: Tensor, rows: int, width: int) -> Tensor:
-    """Labels with one row a pair, [P] or [P, C]: lists [G, D] hold the pairs in row-major order, -100 elsewhere."""
+    """Labels with a row for each pair, [P] or [P, C]: lists [G, D] hold pairs in row-major order, -100 elsewhere."""
     is_grid = labels.dim() == 2 and labels.shape != (rows, width)
     return labels[labels != IGNORED_LABEL] if is_grid else labels
 
 
 def _count_items(loss_func: Any, labels: Tensor) -> Tensor:
-    """What a loss that adds up over rows divides by when it isn't told."""
+    """What a loss that adds up over rows divides by, unless it is given the number."""
     if not hasattr(loss_func, "count_items"):
         raise ConfigurationError(
-            f"{loss_func!r} adds up over rows (couples_rows is False), so a batch cut into pieces needs its number of items: pass "
-            "num_items or give the loss a count_items(labels)."
+            f"{loss_func!r} adds up over rows (couples_rows is False), so a batch cut into pieces needs its number of "
+            "items: pass num_items, or give the loss a count_items(labels)."
         )
     count: Tensor = loss_func.count_items(labels)
     return count

@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cross_trainer.internals import attention_name, multiply_int8
+
 
 def scoring_view(model: nn.Module) -> nn.Module:
-    """A copy of a model's structure around the same weights, in evaluation mode, to be changed for scoring alone.
+    """A copy of a model's structure that shares its weights, in evaluation mode, for changes that only scoring needs.
 
-    Training the model goes on under the view; its mode, its hooks and its outputs stay as they are.
+    The model itself keeps its mode, its hooks and its outputs, and the view sees every step of its training.
     """
     shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
     return copy.deepcopy(model, shared).eval()
@@ -27,27 +29,27 @@ FIRST_TOKEN_FAMILIES = {
     "roberta": "RobertaForSequenceClassification",
     "xlm-roberta": "XLMRobertaForSequenceClassification",
 }
-"""Classifiers, by model type, whose head reads nothing of the last layer but its first token."""
+"""Classifiers, by model type, whose head reads only the first token of the last layer."""
 
 
 def skip_unread_tokens(model: Any) -> bool:
-    """Let the last layer compute the first token alone, where that is all that the classification head reads.
+    """Let the last layer compute only the first token, where the classification head reads nothing else.
 
-    The first token still attends to every other one; what is saved are the queries, the attention outputs and the feed-forward
-    part of the other tokens, 5 of 6 of the last layer's matrix products, which nobody would read. Scores are the same to float precision.
+    The first token still attends to all others. What is saved are the other tokens' queries, attention outputs and
+    feed-forward part: 5 of the last layer's 6 matrix products. Scores are the same to float precision.
 
     Args:
         model: A scoring view, changed in place. Its hidden states and attentions lose the other tokens.
 
     Returns:
-        Whether the model is one of `FIRST_TOKEN_FAMILIES`, in a configuration that allows it.
+        Whether the model was changed: it is one of `FIRST_TOKEN_FAMILIES`, in a configuration that allows it.
     """
     config = model.config
     if type(model).__name__ != FIRST_TOKEN_FAMILIES.get(config.model_type) or not type(model).__module__.startswith(
         "transformers.models."
     ):
         return False
-    if config.is_decoder or config.add_cross_attention or config._attn_implementation not in {"eager", "sdpa"}:  # noqa: SLF001
+    if config.is_decoder or config.add_cross_attention or attention_name(config) not in {"eager", "sdpa"}:
         return False
     layers = model.base_model.encoder.layer
     layers[-1] = _FirstTokenLayer(layers[-1])
@@ -55,7 +57,7 @@ def skip_unread_tokens(model: Any) -> bool:
 
 
 class _FirstTokenLayer(nn.Module):
-    """A layer of BERT's kind that returns its first token only: hidden states [P, L, H] to [P, 1, H]."""
+    """A layer like BERT's that returns only its first token: hidden states [P, L, H] to [P, 1, H]."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -83,10 +85,11 @@ class _FirstTokenLayer(nn.Module):
 
 
 def quantize_linears(model: Any) -> None:
-    """Replace the linear layers of a scoring view's transformer by 8-bit ones, in place; the classification head stays.
+    """Replace the linear layers of a scoring view's transformer with 8-bit ones, in place; the classification head
+    stays.
 
-    Weights are rounded once, to 255 steps of each output's own scale; inputs are rounded as they come, to 255 steps of each
-    token's scale.
+    Weights are rounded once, to 255 steps of each output's own scale. Inputs are rounded in each call, to 255 steps of
+    each token's own scale.
     """
     for module in list(model.base_model.modules()):
         for name, child in module.named_children():
@@ -95,7 +98,7 @@ def quantize_linears(model: Any) -> None:
 
 
 class _Int8Linear(nn.Module):
-    """A linear layer whose matrix product is computed on 8-bit integers."""
+    """A linear layer that multiplies 8-bit integers."""
 
     weight: Tensor
     scale: Tensor
@@ -114,6 +117,6 @@ class _Int8Linear(nn.Module):
         flat = states.flatten(0, -2).float()
         low, high = flat.aminmax(dim=1, keepdim=True)
         scale = torch.maximum(high, -low).clamp_min(1e-12) / 127
-        product = torch._int_mm((flat * scale.reciprocal()).round().to(torch.int8), self.weight)  # noqa: SLF001
+        product = multiply_int8((flat * scale.reciprocal()).round().to(torch.int8), self.weight)
         scores = torch.addcmul(self.bias, product.float() * scale, self.scale)
         return scores.view(*states.shape[:-1], -1).to(states.dtype)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +15,23 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from cross_trainer.execution import attention
 from cross_trainer.errors import ConfigurationError, UnsupportedModelError
+from cross_trainer.execution import attention
 from cross_trainer.execution.attention import Layout, flat_attention
 from cross_trainer.execution.dropout import CpuDropout
-from cross_trainer.execution.padding_free import DECODERS, ENCODERS, enable_padding_free, unpad_indices
+from cross_trainer.execution.padding_free import (
+    DECODERS,
+    ENCODERS,
+    enable_padding_free,
+    padding_free_obstacle,
+    unpad_indices,
+)
+from cross_trainer.execution.token_budget import budgeted_step
+from cross_trainer.execution.view import scoring_view, skip_unread_tokens
+from cross_trainer.training.losses import BinaryCrossEntropyLoss
 
 COMMON = {
     "vocab_size": 100,
@@ -272,10 +285,10 @@ def test_left_padded_encoders_are_refused(family: str) -> None:
             lambda: transformers.XLMModel(transformers.XLMConfig(n_words=9, emb_dim=8, n_layers=1, n_heads=2)),
             "AttentionInter",
         ),
-        (lambda: transformers.Phi3Model(transformers.Phi3Config(**COMMON, pad_token_id=0)), "aren't verified"),
+        (lambda: transformers.Phi3Model(transformers.Phi3Config(**COMMON, pad_token_id=0)), "haven.t been verified"),
         (lambda: build("bert", is_decoder=True), "is_decoder"),
         (lambda: build("bert", chunk_size_feed_forward=2), "chunk_size_feed_forward"),
-        (lambda: torch.nn.Linear(2, 2), "found Linear.*before DDP"),
+        (lambda: torch.nn.Linear(2, 2), "not Linear.*before DDP"),
         (
             lambda: type("Own", (transformers.PreTrainedModel,), {})(AutoConfig.for_model("bert", **BERT_LIKE)),
             "own 'bert'",
@@ -286,8 +299,27 @@ def test_left_padded_encoders_are_refused(family: str) -> None:
 def test_models_that_cannot_are_refused_with_the_reason(
     build_model: Callable[[], torch.nn.Module], reason: str
 ) -> None:
-    with pytest.raises(UnsupportedModelError, match=reason):
+    with pytest.raises(UnsupportedModelError, match=reason) as error:
         enable_padding_free(build_model())
+    assert padding_free_obstacle(build_model()) == str(error.value)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_asking_for_the_obstacle_changes_nothing(family: str) -> None:
+    model = build(family)
+    before = pickle.dumps(model)
+    assert padding_free_obstacle(model) is None
+    assert padding_free_obstacle(model.base_model) is None
+    assert pickle.dumps(model) == before
+    with enable_padding_free(model):
+        assert padding_free_obstacle(model) is None
+
+
+def test_the_obstacle_of_a_model_under_peft_is_that_of_the_model() -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"])
+    assert padding_free_obstacle(peft.get_peft_model(build("bert"), config)) is None
+    assert "chunk_size" in padding_free_obstacle(peft.get_peft_model(build("bert", chunk_size_feed_forward=2), config))
 
 
 def test_another_kernel_needs_a_removed_handle() -> None:
@@ -491,6 +523,156 @@ def test_compile_makes_one_graph_of_any_shape(family: str) -> None:
     assert len(graphs) == 1
 
 
+# --- traced -----------------------------------------------------------------------------------------------------------
+
+
+class Logits(torch.nn.Module):
+    """Two tensors in, logits out, which is what a tracer wants."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+TRACED = ["bert", "electra", "modernbert-cls", "modernbert-mean", "llama", "qwen2", "qwen3"]
+OTHER_SHAPES = [(7, 2, 11), (8, 8), (3, 20, 6, 9), (5,)]
+
+
+def trace(model: torch.nn.Module, lengths: tuple[int, ...] = LENGTHS) -> torch.jit.ScriptModule:
+    batch = make_batch(lengths)
+    return torch.jit.trace(Logits(model), (batch["input_ids"], batch["attention_mask"]), check_trace=False)
+
+
+def export(model: torch.nn.Module) -> torch.nn.Module:
+    batch = make_batch()
+    sizes = dict.fromkeys(batch, (torch.export.Dim.AUTO, torch.export.Dim.AUTO))
+    inputs = (batch["input_ids"], batch["attention_mask"])
+    return torch.export.export(Logits(model), inputs, dynamic_shapes=sizes).module()
+
+
+@pytest.mark.parametrize("traced", [trace, export])
+@pytest.mark.parametrize("family", TRACED)
+def test_a_traced_model_is_the_padded_one_for_any_shape(family: str, traced: Callable[..., torch.nn.Module]) -> None:
+    model = build(family)
+    batches = [make_batch(lengths) for lengths in (LENGTHS, *OTHER_SHAPES)]
+    padded = [model(**batch).logits for batch in batches]
+    with enable_padding_free(model):
+        graph = traced(model)
+        eager = [model(**batch).logits for batch in batches]
+    for batch, before, now in zip(batches, padded, eager, strict=True):
+        found = graph(batch["input_ids"], batch["attention_mask"])
+        assert torch.equal(found, before)
+        torch.testing.assert_close(found, now, rtol=1e-5, atol=1e-5)
+
+
+def test_a_trace_of_a_batch_without_padding_takes_padding() -> None:
+    model, batch = build("bert"), make_batch()
+    with enable_padding_free(model):
+        graph = trace(model, (8, 8))
+    assert torch.equal(graph(batch["input_ids"], batch["attention_mask"]), model(**batch).logits)
+
+
+def test_a_trace_in_training_can_be_saved_and_has_torchs_dropout(tmp_path: Path) -> None:
+    model, batch = build("bert", hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5).train(), make_batch()
+    with enable_padding_free(model):
+        graph = trace(model)
+    assert "aten::dropout" in str(graph.inlined_graph)
+    assert "PythonOp" not in str(graph.inlined_graph)
+    graph.save(tmp_path / "traced.pt")
+    loaded = torch.jit.load(tmp_path / "traced.pt").eval()
+    assert loaded(batch["input_ids"], batch["attention_mask"]).shape == (6, 2)
+
+
+def test_indices_for_the_compiler_do_not_get_into_a_trace() -> None:
+    class WithIndices(Logits):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor, unpad_idx: Tensor) -> Tensor:
+            return self.model(input_ids=input_ids, attention_mask=attention_mask, unpad_idx=unpad_idx).logits
+
+    model = build("bert")
+    batches = [make_batch(lengths) for lengths in (LENGTHS, (7, 2, 11))]
+    inputs = [(b["input_ids"], b["attention_mask"], unpad_indices(b["attention_mask"])) for b in batches]
+    with enable_padding_free(model):
+        graph = torch.jit.trace(WithIndices(model), inputs[0], check_trace=False)
+    for batch, tensors in zip(batches, inputs, strict=True):
+        assert torch.equal(graph(*tensors), model(**batch).logits)
+
+
+def test_the_legacy_onnx_exporter_writes_a_graph_of_plain_operators(tmp_path: Path, monkeypatch) -> None:
+    if importlib.util.find_spec("onnx") is None:  # needed by the last step alone, which has nothing to add here
+        step = "torch.onnx._internal.torchscript_exporter.onnx_proto_utils._add_onnxscript_fn"
+        monkeypatch.setattr(step, lambda proto, _: proto)
+    batch, file = make_batch(), tmp_path / "model.onnx"
+    model = build("bert")
+    with enable_padding_free(model):
+        torch.onnx.export(Logits(model), (batch["input_ids"], batch["attention_mask"]), file, dynamo=False)
+    assert b"MatMul" in file.read_bytes()
+
+
+def test_a_traced_scoring_view_computes_the_first_token_of_any_batch() -> None:
+    model, batches = build("bert"), [make_batch(lengths) for lengths in (LENGTHS, *OTHER_SHAPES)]
+    view = scoring_view(model)
+    enable_padding_free(view)
+    assert skip_unread_tokens(view)
+    graph = trace(view)
+    for batch in batches:
+        found = graph(batch["input_ids"], batch["attention_mask"])
+        torch.testing.assert_close(found, model(**batch).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_tensors_without_numbers_run_padded() -> None:
+    """Shapes and memory are estimated with such tensors, which have no lengths to read."""
+    with FakeTensorMode():
+        model, batch = build("bert"), make_batch()
+        with enable_padding_free(model):
+            assert model.base_model(**batch).last_hidden_state.shape == (6, 14, 32)
+            assert not is_flat(model, batch)
+
+
+# --- leaving nothing behind -------------------------------------------------------------------------------------------
+
+LOADER = """
+import pickle, sys
+sys.modules["cross_trainer"] = None  # any import of it fails
+with open(sys.argv[1], "rb") as file:
+    model, batch, logits = pickle.load(file)
+import torch
+torch.testing.assert_close(model(**batch).logits, logits, rtol=1e-5, atol=1e-6)
+print("same", type(model).__name__)
+"""
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert-cls", "qwen3"])
+def test_a_trained_model_loads_where_the_package_is_missing(tmp_path: Path, family: str) -> None:
+    rate = {"bert": "hidden_dropout_prob", "modernbert-cls": "mlp_dropout", "qwen3": "attention_dropout"}[family]
+    model, batch = build(family, **{rate: 0.1}).train(), make_batch()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    handle = enable_padding_free(model)
+    budgeted_step(model, batch, torch.zeros(6, 2), BinaryCrossEntropyLoss(), max_tokens=20)
+    optimizer.step()
+    assert b"cross_trainer" in pickle.dumps(model)
+    handle.remove()
+    model.eval()
+    written = pickle.dumps((model, batch, model(**batch).logits.detach()))
+    assert b"cross_trainer" not in written
+    (tmp_path / "model.pickle").write_bytes(written)
+    command = [sys.executable, "-c", LOADER, str(tmp_path / "model.pickle")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == f"same {type(model).__name__}", done.stderr
+
+
+def test_layers_copied_while_enabled_are_restored_too() -> None:
+    model, batch = build("bert", hidden_dropout_prob=0.1), make_batch()
+    handle = enable_padding_free(model)
+    model.bert.encoder.layer.append(copy.deepcopy(model.bert.encoder.layer[0]))
+    assert is_flat(model, batch)
+    handle.remove()
+    assert b"cross_trainer" not in pickle.dumps(model)
+    assert model(**batch).logits.isfinite().all()
+
+
 # --- attention on flat tokens -----------------------------------------------------------------------------------------
 
 GROUPS = ((1, 3), (2, 6), (1, 11))
@@ -638,10 +820,10 @@ class _Cuda:
 @pytest.mark.parametrize(
     ("query", "dropout", "kernel", "reason"),
     [
-        (_Cuda(), 0.0, "varlen", "flat tokens go to"),
-        (_Cuda(torch.float16), 0.0, "varlen", "flat tokens go to"),
+        (_Cuda(), 0.0, "varlen", "takes flat tokens"),
+        (_Cuda(torch.float16), 0.0, "varlen", "takes flat tokens"),
         (_Cuda(), 0.1, "repad", "no attention dropout"),
-        (_Cuda(torch.float32), 0.0, "repad", "half precision and not torch.float32"),
+        (_Cuda(torch.float32), 0.0, "repad", "half precision, not torch.float32"),
         (_Cuda(width=12), 0.0, "repad", "not 12"),
     ],
 )
@@ -676,5 +858,5 @@ def test_kernels_that_need_what_is_not_there_say_so(monkeypatch) -> None:
     states, layout = make_states(), make_layout("varlen")
     with pytest.raises(ConfigurationError, match="no attention dropout"):
         flat_attention(*states, layout, dropout=0.1)
-    with pytest.raises(ConfigurationError, match="needs the lengths on the host"):
+    with pytest.raises(ConfigurationError, match="can't be compiled"):
         flat_attention(*states, Layout(layout.index, layout.mask, None, "groups"))

@@ -272,7 +272,7 @@ def test_embeddings_add_only_rows_to_the_first_pieces_gradient(name: str) -> Non
         assert embedding.weight.grad.layout == torch.strided
 
 
-# --- passes and random numbers ------------------------------------------------------------------------------------------
+# --- passes and random numbers ----------------------------------------------------------------------------------------
 
 
 def record(model: torch.nn.Module) -> list[tuple[bool, Tensor]]:
@@ -377,7 +377,8 @@ for loss in (BinaryCrossEntropyLoss(), LambdaLoss()):
         wrapped.zero_grad()
         passes = []
         handle = model.register_forward_hook(lambda *_: passes.append(1))
-        budgeted_step(wrapped, batches[rank], grids[rank], loss, 25, num_items=items, scale=2.0, no_sync=wrapped.no_sync)
+        step_options = {"num_items": items, "scale": 2.0, "no_sync": wrapped.no_sync}
+        budgeted_step(wrapped, batches[rank], grids[rank], loss, 25, **step_options)
         handle.remove()
         expected, found = gradients(reference), gradients(model)
         assert (found - expected).norm() < 2e-6 * expected.norm(), (type(loss), step)
@@ -389,7 +390,8 @@ print("equal", rank)
 
 def test_processes_may_have_different_numbers_of_pieces(tmp_path: Path) -> None:
     here = str(Path(__file__).parent)
-    settings = {**os.environ, "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, here, f"file://{tmp_path}/store"],

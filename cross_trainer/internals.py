@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
+    from torch.utils.data import DataLoader, Sampler
 
 
 def attention_name(config: Any) -> str:
@@ -68,3 +70,72 @@ def commit_hash(config: Any) -> str | None:
     """The revision that a config was downloaded at; transformers keeps it under a private name only."""
     found: str | None = getattr(config, "_commit_hash", None)
     return found
+
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Trainer
+else:
+    _Trainer = object  # importing it takes seconds, and most of this file is needed without it
+
+
+class TrainerSeams(_Trainer):
+    """Methods of `transformers.Trainer` without a public name, each with what it lets a subclass decide.
+
+    A class derives from it and from `Trainer`.
+    """
+
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Any = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> DataLoader[Any]:
+        """Training, evaluation and prediction load rows here, and their public methods can't exchange them."""
+        rows = self.rows_to_load(dataset, batch_size, is_training)
+        if not hasattr(rows, "__getitem__"):
+            sampler_fn = None
+        loader = super()._get_dataloader(rows, description, batch_size, sampler_fn, is_training, dataloader_key)
+        self.loader_made(loader, is_training)
+        return loader
+
+    def rows_to_load(self, dataset: Any, batch_size: int, is_training: bool) -> Any:  # noqa: ARG002
+        """The rows to load for a data set."""
+        return dataset
+
+    def loader_made(self, loader: DataLoader[Any], is_training: bool) -> None:
+        """Called with every dataloader once accelerate has prepared it."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        """No argument of the Trainer sets the order of training."""
+        return self.train_sampler(train_dataset)
+
+    def train_sampler(self, dataset: Any) -> Sampler[int] | None:
+        """The order of training."""
+        return super()._get_train_sampler(dataset)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
+        """The Trainer's follows the strategy of training, which may shuffle predictions."""
+        return self.eval_sampler(eval_dataset)
+
+    def eval_sampler(self, dataset: Any) -> Sampler[int] | None:
+        """The order of an evaluation."""
+        return super()._get_eval_sampler(dataset)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """The Trainer counts labels and gathers their number over processes; a loss may count something else."""
+        return super()._get_num_items_in_batch(self.items_to_count(batch_samples), device)
+
+    def items_to_count(self, batches: list[Any]) -> list[Any]:
+        """Batches whose `labels` are as many as the loss has items."""
+        return batches
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """The last moment before the model is wrapped, also where `model_init` has just made it."""
+        self.before_wrapping()
+        return super()._prepare_for_training(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def before_wrapping(self) -> None:
+        """Called before each training with `self.model` as it will be wrapped."""

@@ -232,7 +232,9 @@ class PairCollator:
 
 def _shared_counts() -> torch.Tensor:
     """One row for each dataloader worker (0 is the main process), in shared memory: no two write the same number."""
-    return torch.zeros(_MAX_WORKERS, len(_COUNTED), dtype=torch.long).share_memory_()
+    counts = torch.zeros(_MAX_WORKERS, len(_COUNTED), dtype=torch.long)
+    counts.share_memory_()  # type: ignore[no-untyped-call]
+    return counts
 
 
 # -- rows to pairs and labels ------------------------------------------------------------------------------------------
@@ -270,7 +272,7 @@ def read_texts(rows: Sequence[Fields], columns: Columns, places: Sequence[str]) 
         queries.append(check_text(row.get(columns.query), f"Column {columns.query!r}{place}"))
         named = [(name, row.get(name)) for name in columns.documents]
         if columns.shape == "list":
-            named = [(name, text) for name, texts in named for text in texts]
+            named = [(name, text) for name, texts in named for text in texts or ()]
         documents.append([check_text(text, f"Column {name!r}{place}") for name, text in named])
     return queries, documents
 

@@ -32,7 +32,7 @@ Pair: TypeAlias = "tuple[str, str]"
 Features: TypeAlias = "Mapping[str, Sequence[Sequence[int]]]"
 Truncation: TypeAlias = Literal["longest_first", "only_first", "only_second"]
 
-TRUNCATIONS = ("longest_first", "only_first", "only_second")
+TRUNCATIONS: tuple[Truncation, ...] = ("longest_first", "only_first", "only_second")
 
 # -- reading -----------------------------------------------------------------------------------------------------------
 
@@ -217,11 +217,11 @@ def _encode_fast(
     if at_once:
         return EncodedPairs(features, lengths, [bool(each.overflowing) for each in encoded.encodings or []])
     too_long = lengths > (max_length or lengths.max(initial=0))
-    for row in np.flatnonzero(too_long):
+    for row in np.flatnonzero(too_long).tolist():
         # The tokens of either text, without the special ones around them.
         places = [[at for at, text in enumerate(encoded.sequence_ids(row)) if text == number] for number in (0, 1)]
         room = (max_length or 0) - int(lengths[row]) + len(places[0]) + len(places[1])
-        kept = _cut(*places, room, truncation, tokenizer.truncation_side)
+        kept = _cut(places[0], places[1], room, truncation, tokenizer.truncation_side)
         dropped = {*places[0], *places[1]} - {*kept[0], *kept[1]}
         for values in features.values():
             values[row] = [value for at, value in enumerate(values[row]) if at not in dropped]
@@ -240,7 +240,7 @@ def _encode_slowly(
         if truncated[-1] and truncation == "longest_first":
             options = {"truncation": "longest_first", "max_length": max_length}
         elif truncated[-1]:
-            kept = _cut(*ids, (max_length or 0) - special, truncation, tokenizer.truncation_side)
+            kept = _cut(ids[0], ids[1], (max_length or 0) - special, truncation, tokenizer.truncation_side)
         rows.append(tokenizer.prepare_for_model(*kept, return_attention_mask=False, verbose=False, **options))
     features = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
     return EncodedPairs(features, _lengths(features), truncated)

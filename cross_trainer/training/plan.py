@@ -277,7 +277,9 @@ def load_planned(name: str, plan: Plan) -> PreTrainedModel:
     return model
 
 
-def default_collator(model: torch.nn.Module | str, tokenizer: PreTrainedTokenizerBase | None = None) -> PairCollator:
+def default_collator(
+    model: torch.nn.Module | str | None, tokenizer: PreTrainedTokenizerBase | None = None
+) -> PairCollator:
     """A collator that reads pairs as the model was trained to, with the tokenizer that is saved beside it.
 
     Raises:
@@ -342,11 +344,11 @@ def _limit(collator: Any, config: Any) -> int | None:
     return min((length for length in (asked, limit) if length is not None), default=None)
 
 
-def _obstacle(model: torch.nn.Module | str, config: Any) -> str | None:
+def _obstacle(model: Any, config: Any) -> str | None:
     """Why the model can't run padding-free, or None."""
     if isinstance(model, str):
         with torch.device("meta"):  # its modules without their weights
-            model = AutoModelForSequenceClassification.from_config(config)
+            model = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
     reason = padding_free_obstacle(model)
     if reason is not None:
         logger.info("Padding-free execution is off: %s", reason)

@@ -133,9 +133,10 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         self._handle: PaddingFree | None = None  # while training
         self._logged = dict.fromkeys(("pairs", "tokens", "padding", "truncated"), 0)
         self._warned_of_truncation = False
-        self._train_and_eval = train_dataset, eval_dataset
-        if isinstance(model, str):
+        if model is not None and (train_dataset is not None or eval_dataset is not None):
             self.plan = self._plan_for(model, train_dataset, eval_dataset)
+        if isinstance(model, str):
+            assert self.plan is not None  # it has data
             set_seed(args.seed)  # a new head's random weights
             model = load_planned(model, self.plan)
         super().__init__(
@@ -177,12 +178,13 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
 
     def _follow_plan(self, model: Any, dataset: Rows | None = None) -> None:
         """Make the plan if there is none, by the data sets given or by `dataset`; take over what it says."""
-        train_dataset, eval_dataset = self._train_and_eval if dataset is None else (None, dataset)
-        if self.plan is None or dataset is not None:
-            if train_dataset is None and eval_dataset is None:
-                return
-            self.plan = self._plan_for(model, train_dataset, eval_dataset)
+        if dataset is not None:
+            self.plan = self._plan_for(model, None, dataset)
+        elif self.plan is None and (self.train_dataset is not None or self.eval_dataset is not None):
+            self.plan = self._plan_for(model, self.train_dataset, self.eval_dataset)
         plan = self.plan
+        if plan is None:
+            return
         self.compute_loss_func, self.compute_metrics = plan.loss, plan.metrics
         if isinstance(self.data_collator, PairCollator):
             self.data_collator = self.data_collator.with_limit(plan.max_length)
@@ -420,9 +422,9 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             forward = functools.partial(self._forward_by_budget, model)
         loss, logits, seen = super().prediction_step(forward, inputs, prediction_loss_only, ignore_keys)
         labels = seen if labels is None or seen is not None else labels.to(self.args.device)
-        is_grid = isinstance(labels, torch.Tensor) and isinstance(logits, torch.Tensor) and labels.dim() == 2
-        if is_grid and self._config.num_labels == 1:
-            logits = to_grid(logits, labels)
+        if isinstance(labels, torch.Tensor) and isinstance(logits, torch.Tensor):
+            is_grid = labels.dim() == 2 and self._config.num_labels == 1
+            logits = to_grid(logits, labels) if is_grid else logits
         if counted is not None and labels is not None:
             labels = (labels, counted)
         return loss, logits, labels

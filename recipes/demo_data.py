@@ -1,16 +1,17 @@
-"""Synthetic data for `--demo`: small sets that stand in for real ones where no network and no files are at hand.
+"""Synthetic data for `--demo`: small data sets that need neither a network nor files.
 
-Nothing here was collected from anywhere. Every text is put together from the word lists of `demo_words`, with fixed seeds, so all
-processes and all versions of Python see the same rows. The sets show that training works and what it looks like; a figure
-measured on them says nothing about real data.
+None of it was collected anywhere. Every text is made from the word lists of `demo_words`, with fixed seeds, so all
+processes and all versions of Python see the same rows. The data sets show that training works and what it looks like;
+figures measured on them say nothing about real data.
 
     similarity_pairs()     sentence1, sentence2, score from 0 to 5
     duplicate_questions()  sentence1, sentence2, label: different, duplicate
     entailment_pairs()     premise, hypothesis, label: entailment, neutral, contradiction
 
-Each has the splits `train`, `validation` and `test`. The held-out splits speak of things, people, actions and topics that never
-occur in training, partly in other constructions, so they can't be solved by memory. Nor by counting shared words: texts that
-mean the same are worded anew, and texts that don't are a small edit away from each other. `demo_search` holds queries and documents.
+Each has the splits `train`, `validation` and `test`. The held-out splits are about things, people, actions and topics
+that never occur in training, partly in other constructions, so memory doesn't solve them. Nor does counting shared
+words: texts that mean the same are worded differently, and texts that don't differ by a small edit. `demo_search` holds
+queries and documents.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def _list(text: str) -> tuple[Words, ...]:
 
 
 def _collect(count: int, draw: Callable[[int], dict[str, Any] | None], key: tuple[str, str]) -> list[dict[str, Any]]:
-    """`count` rows; `draw(i)` makes the i-th, or None to be asked again, as it is where the pair exists in either order."""
+    """`count` different rows; `draw(i)` makes the i-th, or None to be asked again. Order doesn't count."""
     rows: list[dict[str, Any]] = []
     seen: set[tuple[str, ...]] = set()
     while len(rows) < count:
@@ -79,7 +80,7 @@ def _collect(count: int, draw: Callable[[int], dict[str, Any] | None], key: tupl
     return rows
 
 
-# ---- scenes: who does what to what, and where -------------------------------------------------------------------------------
+# -- scenes: who does what to what, and where --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -292,7 +293,7 @@ _PENALTIES = (
 
 
 def similarity_pairs() -> DatasetDict:
-    """Sentence pairs with a similarity from 0 to 5: `sentence1`, `sentence2`, `score`. Synthetic; see the module."""
+    """Sentence pairs with a similarity from 0 to 5: `sentence1`, `sentence2`, `score`. Synthetic."""
     features = Features({"sentence1": Value("string"), "sentence2": Value("string"), "score": Value("float64")})
     return make_splits(lambda split: _similarity_rows(_World(split, Dice(SEEDS[split]))), features)
 
@@ -336,8 +337,8 @@ def _another(world: _World) -> tuple[_Scene, float]:
     return world.scene(), 0.7 if world.domain is domain else 0.0
 
 
-# label: the edits that lead from premise to hypothesis, "<" where they lead back, "not" where both sides are negated. Under a
-# negation the direction turns round: who isn't eating isn't eating in a kitchen.
+# label: the edits that lead from premise to hypothesis, "<" where they lead back, "not" where both sides are negated.
+# A negation reverses the direction: someone who isn't eating isn't eating in a kitchen.
 _INFERENCES = {
     "entailment": ("same", "no place", "no mood", "general agent", "no event", "not same", "not < no place"),
     "neutral": (
@@ -354,7 +355,7 @@ _INFERENCES = {
 
 
 def entailment_pairs() -> DatasetDict:
-    """Premises and hypotheses: `premise`, `hypothesis`, `label` (entailment, neutral, contradiction). Synthetic; see the module."""
+    """Premises and hypotheses: `premise`, `hypothesis`, `label` (entailment, neutral, contradiction). Synthetic."""
     label = ClassLabel(names=list(_INFERENCES))
     features = Features({"premise": Value("string"), "hypothesis": Value("string"), "label": label})
     return make_splits(lambda split: _entailment_rows(_World(split, Dice(SEEDS[split] + 1))), features)
@@ -381,7 +382,7 @@ def _entailment_rows(world: _World) -> list[dict[str, Any]]:
     return _collect(SIZES[world.split], draw, ("premise", "hypothesis"))
 
 
-# ---- questions --------------------------------------------------------------------------------------------------------------
+# -- questions ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -414,7 +415,7 @@ def _ask(question: _Question, wording: str, variant: int) -> str:
 
 
 def duplicate_questions() -> DatasetDict:
-    """Pairs of questions: `sentence1`, `sentence2`, `label` (different, duplicate; 40 % are duplicates). Synthetic; see the module."""
+    """Pairs of questions: `sentence1`, `sentence2`, `label` (different, duplicate; 40 % are duplicates). Synthetic."""
     label = ClassLabel(names=["different", "duplicate"])
     features = Features({"sentence1": Value("string"), "sentence2": Value("string"), "label": label})
     return make_splits(lambda split: _question_rows(split, Dice(SEEDS[split] + 2)), features)

@@ -1,14 +1,14 @@
 """Synthetic search for `--demo`: queries with the documents that a first stage might have found for them.
 
-Like all of `demo_data`, nothing here was collected from anywhere: the texts are put together from the word lists of `demo_words`,
-with fixed seeds, and a figure measured on them says nothing about real data.
+As in `demo_data`, the texts are made from the word lists of `demo_words`, with fixed seeds, and figures measured on
+them say nothing about real data.
 
     search_queries()       query, documents, labels: lists of different lengths, graded 0, 1, 2
     search_collection()    (query, positive) pairs and a corpus to mine negatives from
 
-A part of a query's documents are about the place that it names and about other matters, another part about the same matter somewhere
-else. Shared words find the place; what is asked for is worded anew.
-The held-out splits ask about places that never occur in training, and a part of their questions never comes up there either.
+Some of a query's documents are about other aspects of the place that it names, and some about the same aspect of other
+places. Shared words find the place, but not the aspect, which is worded differently. The held-out splits ask about
+places that never occur in training, and some of their questions don't occur there either.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ QUERIES_A_PLACE = {"train": 3, "validation": 4, "test": 4}
 
 @dataclass(frozen=True)
 class _Document:
-    """A text on one place: what it `answers` and, perhaps, what else it `touches` without answering it (indices of topics)."""
+    """A text on a place: the topic that it `answers`, and one that it `touches` without answering it."""
 
     text: str
     place: str
@@ -41,7 +41,7 @@ class _Document:
 
 
 def _topics(split: str) -> list[tuple[Words, Words, str]]:
-    """Questions, answers and a vague text on each topic; the held-out splits also ask what never comes up in training."""
+    """Questions, answers and a vague text on each topic. The held-out splits have topics that training doesn't have."""
     common, held_out = TOPICS.strip().split("## held out\n")
     lines = common.strip().splitlines() if split == "train" else (common + held_out).strip().splitlines()
     topics = []
@@ -82,7 +82,7 @@ def _sentence(template: str, place: str, facts: dict[str, str]) -> str:
 
 
 def _search_rows(split: str, dice: Dice) -> list[dict[str, Any]]:
-    """For each place some questions, each with texts that answer it and texts on its other matters and on other places."""
+    """Some questions on each place, with texts that answer them, on other topics and on other places."""
     written = _documents(split, dice)
     elsewhere = [document for documents in written.values() for document in documents]
     topics = _topics(split)
@@ -107,20 +107,21 @@ def _search_rows(split: str, dice: Dice) -> list[dict[str, Any]]:
 
 
 def search_queries() -> DatasetDict:
-    """Queries with their candidates: `query`, `documents`, `labels`. Synthetic; see the module.
+    """Queries with their candidates: `query`, `documents`, `labels`. Synthetic.
 
-    A row's lists are equally long, those of different rows are not. 2: the document holds the answer; 1: it speaks about the
-    matter only; 0: it is about something else, or about the same matter somewhere else.
+    Label 2: the document holds the answer; 1: it touches the topic without answering; 0: it is about another topic or
+    another place. Queries have different numbers of documents.
     """
     features = Features({"query": Value("string"), "documents": List(Value("string")), "labels": List(Value("int64"))})
     return make_splits(lambda split: _search_rows(split, Dice(SEEDS[split] + 3)), features)
 
 
 def search_collection() -> tuple[Dataset, list[str]]:
-    """What negatives are mined from: (`query`, `positive`) pairs and a corpus of distinct documents. Synthetic; see the module.
+    """What negatives are mined from: (`query`, `positive`) pairs and a corpus of distinct documents. Synthetic.
 
-    The queries are those of `search_queries()["train"]`, each with every document of its row that answers it. The corpus holds
-    these, unlabelled answers to the same queries, as real collections do, and thousands of other documents.
+    The queries are those of `search_queries()["train"]`, each with every document of its row that answers it. The
+    corpus holds these, unlabelled answers to the same queries, as real collections do, and thousands of other
+    documents.
     """
     pairs = [
         {"query": row["query"], "positive": document}

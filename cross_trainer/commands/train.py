@@ -29,7 +29,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BY_KIND = "by the labels"
-GENERAL_DEFAULTS = {"output_dir": "output", "metric_for_best_model": BY_KIND}
+GENERAL_DEFAULTS: dict[str, Any] = {
+    "output_dir": "output",
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 64,
+    "num_train_epochs": 4,
+    "learning_rate": 2e-5,
+    "warmup_steps": 0.1,
+    "weight_decay": 0.01,
+    "max_grad_norm": 1.0,
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": BY_KIND,
+    "logging_steps": 50,
+}
 MAIN_METRICS = {
     "BinaryMetrics": "average_precision",
     "CorrelationMetrics": "spearman",
@@ -44,7 +59,6 @@ MAIN_METRICS = {
 class TrainArguments(RecipeArguments):
     """Arguments of `cross-trainer train`, beside all `TrainingArguments`."""
 
-    demo: bool = field(default=False, init=False)  # the recipes' affair, which know a task
     swap: bool = field(default=False, metadata={"help": "Train on the texts in either order."})
     loss: str | None = field(
         default=None,

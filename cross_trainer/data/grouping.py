@@ -1,9 +1,11 @@
 """Rows about the same query, brought together: one label a row becomes one list of labels a query.
 
-    pairs = [("how to cook", "boil it", 1), ("why is it blue", "it scatters", 1), ("how to cook", "eat it raw", 0)]
-    group_by_query(pairs)[0]    # {'text_1': 'how to cook', 'documents': ['boil it', 'eat it raw'], 'labels': [1, 0]}
+    >>> pairs = [("how to cook", "boil it", 1), ("why is it blue", "it scatters", 1), ("how to cook", "eat it raw", 0)]
+    >>> group_by_query(pairs)[0]
+    {'text_1': 'how to cook', 'documents': ['boil it', 'eat it raw'], 'labels': [1, 0]}
 
-Ranking losses and metrics want that shape, which `cross_trainer.data.columns` calls a list. Mining groups its rows by the same code.
+Ranking losses and metrics need this shape, which `cross_trainer.data.columns` calls a list. Mining reads its rows with
+the same code.
 """
 
 from __future__ import annotations
@@ -26,12 +28,12 @@ TABLE_ROWS = 1_000  # queries in a table: a column of lists holds 2 GiB of text 
 
 @dataclass
 class Group:
-    """A query and what was said about it.
+    """A query and its judged documents.
 
     Args:
         query: The text of its first row.
-        documents: Each document once, in order of first appearance: its key, its text and the highest of its labels (1 where
-            rows have none).
+        documents: Each document once, in order of first appearance: its key, its text and the highest of its labels (1
+            if the rows have none).
     """
 
     query: str
@@ -41,28 +43,34 @@ class Group:
 def group_by_query(dataset: Rows, columns: Columns | Sequence[str] | None = None) -> Dataset:
     """Turn rows `(query, document, label)` into one row per query, in the order in which queries first appear.
 
-    Queries and documents are the same where their texts are equal, letter by letter. A document that occurs more than once for a
-    query is kept once, where it occurred first and with its highest label.
+    Two texts are the same if they are equal letter by letter. A document that occurs more than once for a query is kept
+    once, in its first place and with its highest label.
 
     Args:
         dataset: Rows of any type that `cross_trainer.data.columns` reads, each with a number as its label.
-        columns: The names `(query, document)` or `(query, document, label)`, where they aren't the first ones.
+        columns: The names `(query, document)` or `(query, document, label)`. Default: by their names and types.
 
     Returns:
-        Rows `(query, documents, labels)` with the data's own name for the query: lists of texts and of as many labels, integers
-        if all labels are (booleans count as such), else floats.
+        Rows `(query, documents, labels)`, with the data's own name for the query: a list of texts and a list of as many
+        labels, integers if all labels are (booleans count as such), else floats.
 
     Raises:
-        DataError: No row, a text that is None, a label that is missing or no number, rows of another shape, or a query column
-            that is called like one of the other two. The message names the column and the row.
+        DataError: There is no row, a text or label is missing or of the wrong type, rows have another shape, or the
+            query column has the name of one of the other two. The message names the column and the row.
         ConfigurationError: `columns` holds neither two nor three names.
+
+    Example:
+        >>> judged = [{"query": "capital of France", "document": "Paris.", "label": 2}]
+        >>> judged += [{"query": "capital of France", "document": "Lyon is a city.", "label": 0}]
+        >>> group_by_query(judged)[0]
+        {'query': 'capital of France', 'documents': ['Paris.', 'Lyon is a city.'], 'labels': [2, 0]}
     """
     import pyarrow as pa
 
     resolved, found, groups = read_groups(dataset, columns)
     if resolved.label is None:
         raise DataError(
-            "Grouping needs labels, and no column is called 'label', 'labels', 'score' or 'scores'. "
+            "Grouping needs labels, and no column is called 'label', 'score' or the like. "
             "Name it with columns=(query, document, label)."
         )
     number = pa.int64() if found.integers else pa.float64()
@@ -72,31 +80,30 @@ def group_by_query(dataset: Rows, columns: Columns | Sequence[str] | None = None
 
 
 def read_groups(
-    dataset: Rows, columns: Columns | Sequence[str] | None = None, key: Callable[[str], str] = str
+    dataset: Rows,
+    columns: Columns | Sequence[str] | None = None,
+    key: Callable[[str], str] = str,
+    *,
+    lists: bool = False,
 ) -> tuple[Columns, Survey, list[Group]]:
     """Check all rows, then read them query by query.
 
     Args:
         dataset: Rows `(query, document[, label])`.
         columns: As in `resolve_columns`.
-        key: What two texts have in common where they count as the same.
+        key: What two texts have in common if they count as the same.
+        lists: Accept rows `(query, documents, labels)` too.
 
     Returns:
-        The columns, what `survey` found and the groups in the order in which queries first appear. Labels are integers if all
-        labels are, else floats.
+        The columns, what `survey` found, and the groups in the order in which queries first appear. Labels are integers
+        if all of them are, else floats.
 
     Raises:
-        DataError: A row can't be read, rows have another shape or labels are no numbers.
+        DataError: A row can't be read, rows have another shape, or labels aren't numbers.
     """
-    rows = (
-        list(dataset) if isinstance(dataset, Iterator) else dataset
-    )  # an iterator is used up by looking at its first row
+    rows = list(dataset) if isinstance(dataset, Iterator) else dataset  # reading its first row uses up an iterator
     resolved = resolve_columns(rows, columns)
-    if resolved.shape != "pair":
-        raise DataError(
-            f"Expected rows (query, document) or (query, document, label), found a row of {resolved.names}, in which there "
-            "is more than one document or none. Name the two columns of text with columns=(query, document)."
-        )
+    _check_shape(resolved, lists)
     found = survey(rows, resolved)
     if found.kind == "multi" or found.names:
         what = "lists" if found.kind == "multi" else f"the class names {sorted(found.names)[:5]}"
@@ -105,7 +112,7 @@ def read_groups(
             "its query. Map them to numbers with dataset.map, or name another column."
         )
     groups: dict[str, Group] = {}
-    for query, document, label in _rows(rows, resolved):
+    for query, document, label in _judgements(rows, resolved):
         group = groups.setdefault(key(query), Group(query))
         name, value = key(document), int(label) if found.integers else float(label)
         text, highest = group.documents.get(name, (document, value))
@@ -128,7 +135,7 @@ def new_schema(fields: Sequence[tuple[str, pa.DataType]]) -> pa.Schema:
     """The columns of a result.
 
     Raises:
-        DataError: A column of the data set would be called like another one of the result.
+        DataError: A column of the data set has the name of another column of the result.
     """
     import pyarrow as pa
 
@@ -143,7 +150,7 @@ def new_schema(fields: Sequence[tuple[str, pa.DataType]]) -> pa.Schema:
 
 
 def to_table(rows: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.Table:
-    """Rows as a table, so that not all of a result has to exist as Python objects at once."""
+    """Rows as a table, so that a whole result never exists as Python objects at once."""
     import pyarrow as pa
 
     columns = list(zip(*rows, strict=True)) or [()] * len(schema)
@@ -158,8 +165,28 @@ def to_dataset(tables: Sequence[pa.Table]) -> Dataset:
     return Dataset(pa.concat_tables(tables))
 
 
-def _rows(dataset: Rows, columns: Columns) -> Iterator[tuple[str, str, Any]]:
-    (document,) = columns.documents
+def _check_shape(columns: Columns, lists: bool) -> None:
+    shapes = ["(query, document)", "(query, document, label)", *(["(query, documents, labels)"] if lists else [])]
+    if columns.shape != "pair" and not (lists and columns.shape == "list"):
+        raise DataError(
+            f"Expected rows {' or '.join(shapes)}, found a row of {columns.names}. Name the two columns of text with "
+            "columns=(query, document)."
+        )
+    if columns.shape == "list" and columns.label is None:
+        raise DataError(
+            f"The lists of column {columns.documents[0]!r} have no labels, so nothing says which documents are "
+            "relevant. Add a column 'labels' with a list of as many numbers."
+        )
+
+
+def _judgements(dataset: Rows, columns: Columns) -> Iterator[tuple[str, str, Any]]:
+    """Each (query, document, label), with label 1 if there are none."""
+    (name,) = columns.documents
     for _, batch in read_batches(dataset, columns.names):
-        labels = batch[columns.label] if columns.label is not None else [1] * len(batch[document])
-        yield from zip(batch[columns.query], batch[document], labels, strict=True)
+        queries, documents = batch[columns.query], batch[name]
+        labels = batch[columns.label] if columns.label is not None else [1] * len(queries)
+        if columns.shape == "pair":
+            yield from zip(queries, documents, labels, strict=True)
+            continue
+        for query, texts, given in zip(queries, documents, labels, strict=True):
+            yield from ((query, text, label) for text, label in zip(texts, given, strict=True))

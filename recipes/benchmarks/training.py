@@ -1,18 +1,21 @@
 """Training speed: this trainer, sentence-transformers' and plain `Trainer`, on the same model and the same batches.
 
-    python recipes/benchmarks/training.py pairs.csv --model <folder of a pretrained model>
-    python recipes/benchmarks/training.py pairs.csv --model <folder> --only ours --batch_size 512 --max_tokens 2048    # its memory
+    python recipes/benchmarks/training.py pairs.csv --model <folder of a pretrained model> --json training.json
+    python recipes/benchmarks/training.py pairs.csv --model <folder> --only cross_trainer --max_tokens 2048
 
-The rounds of all contenders alternate in one process, because the speed of a shared machine drifts; after a round of two steps each that
-warms up, figures are medians of the rounds, each over all of its steps, as batches grouped by length differ in size. The
-share of the peak is the arithmetic that the real tokens need (6 operations a weight and token, attention besides), by the time of a
-step, against the matrix products of the model's own shapes measured in the same run. `--profile` says where a step's time goes.
+The rounds of all contenders alternate in one process, because the speed of a shared machine drifts. First come two
+steps of each to warm up. Figures are medians of the rounds, each over all its steps, as batches grouped by length
+differ in size. The share of the peak is the arithmetic that the real tokens need (6 operations per weight and token,
+plus attention) per second, compared with the machine's speed on matrix products of the model's shapes, measured in the
+same run. `--only` measures the memory of one contender alone, `--profile` shows where the time of a step goes, and
+`--json` writes the speeds for `chart.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import json
 import statistics
 import tempfile
 import threading
@@ -38,11 +41,12 @@ from cross_trainer.data.columns import Columns, resolve_columns
 from cross_trainer.data.splits import load_splits
 from cross_trainer.data.survey import survey
 
-CONTENDERS = ("ours", "sentence-transformers", "Trainer", "Trainer, grouped by length")
+OURS = "cross_trainer"
+CONTENDERS = (OURS, "sentence-transformers", "Trainer", "Trainer, grouped by length")
 
 
 class Clock(TrainerCallback):
-    """The time of a training, from its first step to its end, and every step's loss."""
+    """The time of a training, from its first step to its end, and the loss of every step."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -64,12 +68,12 @@ class Clock(TrainerCallback):
 
     @property
     def step(self) -> float:
-        """Seconds of an average step, with its batch's collation."""
+        """Seconds of an average step, including the collation of its batch."""
         return (self.ended - self.started) / self.steps
 
 
 class PeakMemory:
-    """The highest resident memory of this process (or the GPU's) while in the context, in MiB, above what it was before."""
+    """The highest resident memory of this process (or of the GPU) in the context, in MiB above what it was before."""
 
     def __enter__(self) -> PeakMemory:
         if torch.cuda.is_available():
@@ -96,7 +100,7 @@ class PeakMemory:
 
 
 def read(path: str, steps: int, batch_size: int) -> tuple[Dataset, Columns]:
-    """As many shuffled pairs as the steps take, labels scaled to [0, 1], texts named `a` and `b`."""
+    """As many shuffled pairs as the steps need, with labels scaled to [0, 1] and texts named `a` and `b`."""
     rows = load_splits(path)["train"].shuffle(seed=0)
     columns = resolve_columns(rows)
     highest = max(survey(rows, columns).maximum, 1.0)
@@ -138,7 +142,7 @@ def build(name: str, options: argparse.Namespace, rows: Dataset, folder: str, cl
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     if name == "sentence-transformers":
         return build_theirs(options, rows, folder, clock)
-    if name == "ours":
+    if name == OURS:
         return CrossEncoderTrainer(
             load(options),
             TrainingArguments(**standard_arguments(options, folder, train_sampling_strategy="sequential")),
@@ -223,7 +227,7 @@ def peak(sizes: list[tuple[int, int]], tokens: int, dtype: torch.dtype) -> float
 
 
 def count_tokens(rows: Dataset, options: argparse.Namespace) -> tuple[float, float, float]:
-    """Real tokens and padding of an average batch, and the mean of squared lengths times the batch size, for attention."""
+    """Of an average batch: real tokens, tokens with padding, and the sum of squared lengths, for attention."""
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     lengths = [len(ids) for ids in tokenizer(rows["a"][:], rows["b"][:], truncation=True)["input_ids"]]
     batches = [lengths[start : start + options.batch_size] for start in range(0, len(lengths), options.batch_size)]
@@ -242,6 +246,11 @@ def run(name: str, options: argparse.Namespace, rows: Dataset) -> tuple[Clock, f
     return clock, memory.mebibytes
 
 
+def median_step(rounds: list[tuple[Clock, float]]) -> float:
+    """Seconds of a step, the median of the rounds."""
+    return statistics.median(clock.step for clock, _ in rounds)
+
+
 def report(options: argparse.Namespace, rows: Dataset, results: dict[str, list[tuple[Clock, float]]]) -> None:
     """Print the table."""
     tokens, padded, squares = count_tokens(rows, options)
@@ -251,31 +260,29 @@ def report(options: argparse.Namespace, rows: Dataset, results: dict[str, list[t
     best = peak(sizes, round(tokens), dtype)
     attention = 12 * squares * model.config.hidden_size * model.config.num_hidden_layers
     needed = 6 * tokens * sum(i * o for i, o in sizes) + attention
-    print(
-        f"\n{options.batch_size} pairs a batch, {tokens:.0f} real tokens, {1 - tokens / padded:.1%} of a padded batch is padding"
-    )
+    padding = 1 - tokens / padded
+    print(f"\n{options.batch_size} pairs, {tokens:.0f} real tokens per batch; {padding:.1%} of it would be padding")
     print(f"matrix products of these shapes: {best / 1e9:.0f} GFLOP/s; a step's arithmetic: {needed / 1e9:.1f} GFLOP\n")
-    print(
-        f"{'':<28}{'ms/step':>9}{'pairs/s':>9}{'tokens/s':>10}{'of peak':>9}{'MiB':>7}{'last loss':>11}{'ours is':>9}"
-    )
-    ours = statistics.median(clock.step for clock, _ in results["ours"])
+    columns = ("ms/step", "pairs/s", "tokens/s", "of peak", "MiB", "last loss", "slower by")
+    widths = (9, 9, 10, 9, 7, 11, 11)
+    print(" " * 28 + "".join(f"{name:>{width}}" for name, width in zip(columns, widths, strict=True)))
+    ours = median_step(results[OURS])
     for name, rounds in results.items():
-        step = statistics.median(clock.step for clock, _ in rounds)
+        step = median_step(rounds)
         memory = max(memory for _, memory in rounds)
         loss = rounds[-1][0].losses[-1]
-        print(
-            f"{name:<28}{step * 1e3:>9.0f}{options.batch_size / step:>9.0f}{tokens / step:>10.0f}{needed / step / best:>9.0%}"
-            f"{memory:>7.0f}{loss:>11.5f}{step / ours:>8.2f}x"
-        )
+        speeds = f"{step * 1e3:>9.0f}{options.batch_size / step:>9.0f}{tokens / step:>10.0f}"
+        print(f"{name:<28}{speeds}{needed / step / best:>9.0%}{memory:>7.0f}{loss:>11.5f}{step / ours:>10.2f}x")
     if not options.dropout and "Trainer" in results:
-        pairs = zip(results["ours"][0][0].losses, results["Trainer"][0][0].losses, strict=True)
-        print(f"\nlargest difference of a step's loss to the padded run: {max(abs(a - b) for a, b in pairs):.1e}")
+        pairs = zip(results[OURS][0][0].losses, results["Trainer"][0][0].losses, strict=True)
+        largest = max(abs(a - b) for a, b in pairs)
+        print(f"\nlargest difference of a step's loss from that of the padded run: {largest:.1e}")
 
 
 def profile(options: argparse.Namespace, rows: Dataset) -> None:
     """Print where the time of this trainer's steps goes, by operator."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build("ours", options, rows, folder, Clock())
+        trainer = build(OURS, options, rows, folder, Clock())
         with torch.profiler.profile() as measured:
             trainer.train()
     events = measured.key_averages()
@@ -298,6 +305,7 @@ def main() -> None:
     parser.add_argument("--no_dropout", dest="dropout", action="store_false", help="compare the losses step by step")
     parser.add_argument("--only", choices=CONTENDERS, help="one contender alone, for its memory")
     parser.add_argument("--profile", action="store_true", help="where the time of this trainer's steps goes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the speeds here too")
     options = parser.parse_args()
     if not Path(options.data).exists():
         parser.error(f"{options.data} does not exist")
@@ -314,8 +322,12 @@ def main() -> None:
         for name in names:
             results[name].append(run(name, options, rows))
             print(f"{name}: {results[name][-1][0].step * 1e3:.0f} ms a step, {results[name][-1][1]:.0f} MiB")
-    if "ours" in results:
+    if OURS in results:
         report(options, rows, results)
+    if options.json is not None:
+        speeds = {name: options.batch_size / median_step(rounds) for name, rounds in results.items()}
+        records = [{"work": "training", "data": options.data, "pairs_per_second": speeds}]
+        options.json.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

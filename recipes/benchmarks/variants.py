@@ -1,8 +1,8 @@
-"""What half precision, 8-bit layers and `torch.compile` do to a model's speed and scores.
+"""How half precision, 8-bit layers and `torch.compile` change a model's speed and scores.
 
     python recipes/benchmarks/variants.py pairs.csv --model output/stsb --columns sentence1 sentence2
 
-All score the same pairs in one process, in turns after a first turn that warms up (and compiles); speeds are medians.
+All score the same pairs in one process, in turns, after a first turn to warm up and compile. Speeds are medians.
 """
 
 from __future__ import annotations
@@ -47,9 +47,8 @@ def main() -> None:
     for name, values in seconds.items():
         difference = np.abs(scores[name] - scores["float32"])
         ratio = statistics.median(plain / own for plain, own in zip(seconds["float32"], values, strict=True))
-        print(
-            f"{name:12}{len(pairs) / statistics.median(values):9.1f}{ratio:8.2f}{difference.mean():17.1e}{difference.max():10.1e}"
-        )
+        speed = len(pairs) / statistics.median(values)
+        print(f"{name:12}{speed:9.1f}{ratio:8.2f}{difference.mean():17.1e}{difference.max():10.1e}")
 
 
 if __name__ == "__main__":

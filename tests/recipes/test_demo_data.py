@@ -1,4 +1,4 @@
-"""The synthetic sets: their shape, that they can be trained on, and that neither memory nor counting words solves them."""
+"""The synthetic data: its shape, that it can be trained on, and that neither memory nor counting words solves it."""
 
 from __future__ import annotations
 

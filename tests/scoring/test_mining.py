@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import build_model
 from datasets import ClassLabel, Dataset, Features, List, Value, load_from_disk
 from datasets.arrow_dataset import Column
@@ -421,6 +422,109 @@ def test_a_neighbour_with_many_positives_changes_nothing():
     assert beside.statistics.candidates == 4 + 6
 
 
+# -- lists -------------------------------------------------------------------------------------------------------------
+
+LISTS = [
+    {"question": "q", "documents": ["good", "better", "bad"], "labels": [1, 2, 0]},
+    {"question": "r", "documents": ["worse", "best"], "labels": [0, 3]},
+    {"question": "Q ", "documents": ["BETTER", "fair"], "labels": [3, 1]},
+]
+
+
+def mine_lists(output_format, rows=LISTS, **options):
+    retriever = Ranking(q=[0, 1], r=[1, 0])
+    options = {"retriever": retriever, "num_negatives": 2, "output_format": output_format, **options}
+    return mine_hard_negatives(rows, ["a", "b"], **options).dataset
+
+
+def test_positives_of_lists_keep_their_grades():
+    assert mine_lists("labeled-list")[:] == {
+        "question": ["q", "r"],
+        "documents": [["good", "better", "fair", "a", "b"], ["best", "b", "a"]],
+        "labels": [[1, 3, 1, 0, 0], [3, 0, 0]],
+    }
+    pairs = mine_lists("labeled-pair")
+    assert pairs.column_names == ["question", "document", "label"]
+    assert [tuple(row.values()) for row in pairs][:5] == [
+        ("q", "good", 1),
+        ("q", "better", 3),
+        ("q", "fair", 1),
+        ("q", "a", 0),
+        ("q", "b", 0),
+    ]
+
+
+def test_positives_of_lists_are_named_as_such_in_tuples():
+    triplets, tuples = mine_lists("triplet"), mine_lists("n-tuple")
+    assert triplets.column_names == ["question", "positive", "negative"]
+    assert [tuple(row.values()) for row in triplets][-2:] == [("r", "best", "b"), ("r", "best", "a")]
+    assert tuples.column_names == ["question", "positive", "negative", "negative_2"]
+    assert [tuple(row.values()) for row in tuples][-1] == ("r", "best", "b", "a")
+    assert resolve_columns(tuples).shape == "tuple"
+
+
+@pytest.mark.parametrize(
+    ("labels", "kept", "kind"),
+    [([1, 2, 0], [1, 2], "int64"), ([0.5, 1.5, 0.0], [0.5, 1.5], "float64"), ([1, 0.5, 0], [1.0, 0.5], "float64")],
+)
+def test_labels_of_lists_stay_integers_or_floats(labels, kept, kind):
+    rows = [{"question": "q", "documents": ["good", "better", "bad"], "labels": labels}]
+    mined = mine_lists("labeled-list", rows)
+    assert mined.features["labels"] == List(Value(kind))
+    assert mined[0]["labels"] == [*kept, 0, 0]
+    assert all(type(label) is type(kept[0]) for label in mined[0]["labels"])
+
+
+def test_lists_are_mined_as_their_pairs_are():
+    pairs = [
+        {"question": row["question"], "document": document, "label": label}
+        for row in LISTS
+        for document, label in zip(row["documents"], row["labels"], strict=True)
+    ]
+    for output_format in FORMATS:
+        lists, own = mine_lists(output_format), mine_lists(output_format, pairs)
+        same = ["label", "labels"] if output_format.startswith("labeled") else []
+        texts = [name for name in own.column_names if name not in same]
+        renamed = own.rename_column("document", "positive") if "negative" in own.column_names else own
+        assert renamed.column_names == lists.column_names
+        for name, other in zip(texts, renamed.column_names, strict=False):
+            assert own[name][:] == lists[other][:]
+    graded = mine_lists("labeled-list", pairs)["labels"][:]  # a pair's label only says whether it is a positive
+    assert graded == [[1, 1, 1, 0, 0], [1, 0, 0]]
+
+
+def test_the_corpus_of_lists_is_all_their_documents():
+    rows = [
+        {"query": "red fox", "documents": ["one", "a fox"], "labels": [1, 0]},
+        {"query": "grey fox", "documents": ["two", "A  Fox", "some foxes and a fox"], "labels": [1, 0, 0]},
+    ]
+    mined = mine_hard_negatives(rows)
+    assert [(row["query"], row["negative"]) for row in mined.dataset] == [
+        ("red fox", "a fox"),
+        ("red fox", "some foxes and a fox"),
+        ("grey fox", "a fox"),
+        ("grey fox", "some foxes and a fox"),
+    ]
+
+
+def test_the_margin_of_a_list_is_measured_from_its_positives():
+    scorer = Scores(good=0.5, better=0.75, fair=1.0, best=1.0, a=0.25, b=0.5)
+    mined = mine_lists("labeled-list", scorer=scorer, absolute_margin=0.125)
+    assert mined["documents"][:] == [["good", "better", "fair", "a"], ["best", "b", "a"]]
+
+
+@pytest.mark.parametrize("answer", [[[1, 0], [0]], [np.array([1, 0]), np.array([0])]])
+def test_tensors_are_read_as_what_they_hold(answer):
+    tensors = [torch.tensor(np.asarray(row)) for row in answer]
+    mined = mine_hard_negatives(
+        [("q", "p"), ("r", "p")],
+        ["a", "b"],
+        retriever=lambda queries, k: tensors,
+        scorer=lambda pairs: torch.full((len(pairs),), 0.5, requires_grad=True),
+    )
+    assert negatives(mined) == {"q": ["b", "a"], "r": ["a"]}
+
+
 # -- output ------------------------------------------------------------------------------------------------------------
 
 
@@ -726,6 +830,21 @@ ROWS = {
             r"columns=\(query, document\)"
         ),
     ),
+    "lists without labels": (
+        [{"q": "q", "documents": ["p", "n"]}],
+        {},
+        r"The lists of column 'documents' have no labels, so .* Add a column 'labels'",
+    ),
+    "lists without positives": (
+        [{"q": "q", "documents": ["p", "n"], "labels": [0, 0]}],
+        {},
+        r"Column 'labels': the labels range from 0 to 0, and only one above 0 marks a positive",
+    ),
+    "surrogate in corpus": (
+        [("q", "p")],
+        {"corpus": ["a", "b \ud800"]},
+        r"The corpus, document 1: the text .* has half of a surrogate pair",
+    ),
     "missing": ([("q", "p")], {"columns": ("text_1", "positive")}, r"Column 'positive' is missing"),
     "negative": (
         [{"question": "q", "negative": "p"}],
@@ -749,7 +868,7 @@ ROWS = {
     "None in corpus": (
         [("q", "p")],
         {"corpus": ["a", None]},
-        r"The corpus, document 1: expected a text, found None \(NoneType\)\. Leave",
+        r"The corpus, document 1: expected a text, found None \(NoneType\)\. Filter",
     ),
     "row in corpus": (
         [("q", "p")],
@@ -822,8 +941,8 @@ def test_a_scorer_that_answers_wrongly(case):
 
 def test_nothing_found_says_where_it_went():
     message = (
-        r"No negatives for any of 1 queries\. Their 3 candidates: \{'positives': 1, 'false_negatives': 1, 'outside_scores': 1, "
-        r"'queries_without_negatives': 1\}\. Loosen what drops them"
+        r"No negatives for any of 1 queries\. Their 3 candidates: \{'positives': 1, 'false_negatives': 1, "
+        r"'outside_scores': 1, 'queries_without_negatives': 1\}\. Loosen what drops them"
     )
     scorer = Scores(p=0.5, a=0.75, b=-1.0)
     with pytest.raises(DataError, match=message):

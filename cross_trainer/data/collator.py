@@ -298,6 +298,20 @@ class PairCollator:
         self._count("padding", attention_mask.numel() - tokens)
 
 
+def pairs_and_labels(
+    rows: Sequence[Row], columns: Columns
+) -> tuple[list[tuple[str, str]], dict[str, torch.Tensor]]:
+    """Pairs, and `labels` and `num_relevant`, of rows of text."""
+    collator = PairCollator.__new__(PairCollator)
+    collator.swap, collator.in_batch_negatives = False, 0
+    fields = [as_mapping(row) for row in rows]
+    pairs, labels = collator._pairs(fields, columns)  # noqa: SLF001
+    found = {} if labels is None else {"labels": _label_tensor(labels, columns)}
+    if columns.num_relevant is not None:
+        found["num_relevant"] = torch.tensor([row[columns.num_relevant] for row in fields])
+    return pairs, found
+
+
 def _shared_counts() -> torch.Tensor:
     """One row a dataloader worker (0 is the main process), in memory that they share: no two write the same number."""
     counts = torch.zeros(_MAX_WORKERS, len(_COUNTED), dtype=torch.long)

@@ -256,6 +256,21 @@ class CrossEncoder:
         for scores in engine.score(read_pairs(rows, columns), chosen, symmetric=symmetric, window=window):
             yield from _squeeze(scores)
 
+    def score_windows(
+        self,
+        rows: Any,
+        window: int = DEFAULT_WINDOW,
+        batch_size: int | None = None,
+        activation: Activation | Literal["logits"] | None = None,
+        *,
+        symmetric: bool = False,
+        columns: Sequence[str] | None = None,
+    ) -> Iterator[Scores]:
+        """Scores [W, C] of each window of a stream of pairs."""
+        engine, chosen = self._engine(batch_size), self._activation(activation)
+        for scores in engine.score(read_pairs(rows, columns), chosen, symmetric=symmetric, window=window):
+            yield scores.reshape(len(scores), -1)
+
     def rank(
         self,
         query: str,

@@ -32,9 +32,9 @@ def test_the_options_of_the_model_arrive(tmp_path, model, monkeypatch):
                 name, **{key: value for key, value in options.items() if key not in {"revision", "trust_remote_code"}}
             )
 
-        def predict_iter(self, rows, window, **options):
+        def score_windows(self, rows, window, **options):
             seen["window"] = window
-            return super().predict_iter(rows, window, **options)
+            return super().score_windows(rows, window, **options)
 
     monkeypatch.setattr("cross_trainer.scoring.cross_encoder.CrossEncoder", Spy)
     options = {
@@ -79,8 +79,8 @@ def test_the_options_of_the_model_arrive(tmp_path, model, monkeypatch):
 
 
 def test_no_output_is_replaced_unasked(tmp_path, model, monkeypatch):
-    for name in ("load_split", "rank_files.TextStore", "score_file.load_model"):
-        monkeypatch.setattr(f"cross_trainer.{'' if '.' in name else 'cli.'}{name}", None)
+    for name in ("mine.load_split", "evaluate.load_split", "rank.TextStore", "score.load_encoder"):
+        monkeypatch.setattr(f"cross_trainer.commands.{name}", None)
     source, output = write_table(tmp_path / "in.csv", make_rows(3)), tmp_path / "out.jsonl"
     output.write_text("a thesis")
     for argv in (
@@ -116,7 +116,7 @@ def test_control_c_says_how_to_go_on(tmp_path, model, monkeypatch):
     argv = ["score", source, "-o", tmp_path / "out.csv", "-m", model, "--window", 5]
     with monkeypatch.context() as patch:
         stop_after(patch, 2, KeyboardInterrupt)
-        assert "interrupted. Run the same command again: it goes on" in run(*argv, code=130).stderr
+        assert "interrupted. Run the same command again: it continues" in run(*argv, code=130).stderr
     run(*argv)
 
 
@@ -190,7 +190,7 @@ def test_help_is_enough_and_needs_nothing_heavy():
         told = run(command, "--help").stdout
         assert f"  Example:\n    cross-trainer {command} " in told
         assert "[required]" in told
-    version = [sys.executable, "-m", "cross_trainer.commands.cli", "--version"]
+    version = [sys.executable, "-m", "cross_trainer", "--version"]
     module = subprocess.run(version, capture_output=True, text=True, check=True)
     assert module.stdout == f"cross-trainer {cross_trainer.__version__}\n"
 

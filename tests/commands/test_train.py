@@ -284,7 +284,7 @@ def test_what_train_cannot_do_is_one_line(tmp_path, model):
     assert "Unknown arguments '--demo'" in error(*argv, "--demo")
     assert "no column 'nowhere'" in error(*argv, "--text_columns", "first", "nowhere")
     assert "--loss HingeLoss: expected one of ADRMSELoss" in error(*argv, "--loss", "HingeLoss")
-    assert "Go on from the last checkpoint with --resume_from_checkpoint true" in cli.HOW_TO_GO_ON["train"]
+    assert "Continue from the last checkpoint with --resume_from_checkpoint true" in cli.HOW_TO_GO_ON["train"]
 
 
 def test_losses_are_written_as_they_are_shown():

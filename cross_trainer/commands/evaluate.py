@@ -122,7 +122,7 @@ def measure(
     targets = {name: _join([chunk[name] for chunk in chunks]) for name in chunks[0]}
     labels = targets["labels"]
     predictions = to_grid(logits, labels) if resolved.grouped else logits
-    references = (labels.numpy(), targets[NUM_RELEVANT].numpy()) if NUM_RELEVANT in targets else labels.numpy()
+    references: Any = (labels.numpy(), targets[NUM_RELEVANT].numpy()) if NUM_RELEVANT in targets else labels.numpy()
     values = {} if metrics is None else metrics(EvalPrediction(predictions.numpy(), references))
     return {**values, "loss": loss(SequenceClassifierOutput(logits=predictions), labels).item()}
 
@@ -131,7 +131,7 @@ def _plan(encoder: CrossEncoder, rows: Rows, asked: Sequence[str] | None) -> tup
     """The columns, the loss and the metrics that the trainer would choose; all rows are checked."""
     from cross_trainer.training.plan import adopt_class_names, check_labels, choose_loss, choose_metrics
 
-    config = copy.deepcopy(encoder.config)
+    config: Any = copy.deepcopy(encoder.config)
     columns = resolve_columns(rows, asked)
     if columns.shape == "tokens":
         raise DataError(f"Column {columns.query!r} holds tokens. Evaluate on the texts that they were made of.")

@@ -100,7 +100,7 @@ def make_loss(written: str) -> Any:
     """
     from cross_trainer.training import losses
 
-    names = [name for name in cross_trainer.__all__ if name.endswith("Loss")]
+    names = [name for name in dir(cross_trainer) if name.endswith("Loss")]
     try:
         call = ast.parse(written if "(" in written else f"{written}()", mode="eval").body
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in names and not call.args:

@@ -129,15 +129,16 @@ def read_config(path: str | Path, kind: type[RecipeArguments]) -> list[str]:
         raise ConfigurationError(f"{path}: expected lines of `name: value`, found {str(values)[:60]!r}.")
     known = [entry.name for group in (kind, TrainingArguments) for entry in dataclasses.fields(group) if entry.init]
     argv: list[str] = []
-    for name, value in values.items():
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1)
+            near = difflib.get_close_matches(name, known, 1)
             hint = f" Is {near[0]!r} meant?" if near else " See --help."
-            raise ConfigurationError(f"{path}: unknown argument {name!r}.{hint}")
+            raise ConfigurationError(f"{path}: unknown argument {key!r}.{hint}")
         if isinstance(value, list):
-            argv += [f"--{name}", *written[name]]
+            argv += [f"--{name}", *written[key]]
         elif value is not None:
-            argv.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else written[name]}")
+            argv.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else written[key]}")
     return argv
 
 

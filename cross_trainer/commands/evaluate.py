@@ -1,60 +1,174 @@
-"""Measure a model on labelled rows."""
+"""Measure a model on labelled data: the metrics of its scores, and the loss that training would have.
+
+    measure(CrossEncoder("output"), rows, confidence=0.95)     # {"average_precision": 0.9, ..., "loss": 0.21}
+
+`cross-trainer evaluate` is `evaluate_dataset`, so the messages name the options of the command line.
+
+Shapes: P pairs, C classes, G queries, D documents of the longest list.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
-import tempfile
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cross_trainer.commands.arguments import NO_QUALITY
+import typer
+
+from cross_trainer.commands.arguments import name_columns
+from cross_trainer.commands.score import load_encoder, show_progress
+from cross_trainer.commands.train import check_columns
+from cross_trainer.data.columns import IGNORED_LABEL, NUM_RELEVANT, Columns, Rows, iterate
+from cross_trainer.data.splits import load_split
+from cross_trainer.data.tables import Name, check_output, replacing
+from cross_trainer.errors import DataError
+from cross_trainer.saved.folder import saved_text_columns
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from torch import Tensor
 
+    from cross_trainer.data.pairs import Pair
     from cross_trainer.scoring.cross_encoder import CrossEncoder
 
+CHUNK = 1_000  # rows whose labels become tensors together
 
-def measure_model(
+
+def evaluate_dataset(
+    model: str,
+    dataset: str,
+    split: str = "validation",
+    dataset_config: str | None = None,
+    *,
+    text_columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    confidence: float | None = None,
+    output: Name | None = None,
+    overwrite: bool = False,
+    batch_size: int = 64,
+    **options: Any,
+) -> None:
+    """Print the metrics of a model on a data set, and write them to a file if asked to.
+
+    Args:
+        model: A saved classifier: a name on the Hub or a folder.
+        dataset: A Hub id, a folder of splits or a file, with labels.
+        split: The split to measure on. A file without a column `split` is read whole.
+        dataset_config: The configuration of a data set on the Hub.
+        text_columns: The columns of the two texts. Default: by their names and types.
+        label_column: The column of the label.
+        confidence: As for `measure`.
+        output: A JSON file for the metrics; a metric that is undefined becomes null.
+        overwrite: Replace `output`.
+        batch_size: As for `measure`.
+        options: Options of `CrossEncoder`, such as `device` and `max_length`.
+
+    Raises:
+        ConfigurationError: The model or the data set isn't there, or `output` exists.
+        DataError: A row can't be evaluated on; the message names it.
+    """
+    if output is not None:
+        check_output(output, overwrite)
+    columns = name_columns(text_columns, label_column)
+    rows = load_split(dataset, split, dataset_config, columns)
+    if columns is not None:
+        check_columns(dataset, rows, columns)  # before the model is loaded
+    encoder = load_encoder(model, **options)
+    check_columns(dataset, rows, columns, trained_on=saved_text_columns(encoder.config))
+    values = measure(encoder, rows, columns, confidence, batch_size)
+    _print_metrics(values, len(rows), confidence)
+    if output is not None:
+        with replacing(output) as path:
+            defined = {name: None if math.isnan(value) else value for name, value in values.items()}  # JSON has no NaN
+            path.write_text(json.dumps(defined, indent=2) + "\n", encoding="utf-8")
+
+
+def measure(
     encoder: CrossEncoder,
-    rows: Dataset,
-    columns: tuple[str, ...] | None = None,
+    rows: Rows,
+    columns: Sequence[str] | None = None,
     confidence: float | None = None,
     batch_size: int = 64,
 ) -> dict[str, float]:
-    """Measure a model on labelled rows; the metrics follow from the labels.
+    """Measure a model on labelled rows. The labels decide which metrics, as in `CrossEncoderTrainer.evaluate`.
 
     Args:
         encoder: The model.
-        rows: Pairs, or lists of documents, with labels.
+        rows: Pairs, or queries with several documents, with labels.
         columns: The columns of the two texts, and of the label. Default: by their names and types.
-        confidence: The level of bootstrap intervals, 0.95 say, in `<metric>_low` and `<metric>_high`. Default: none.
-        batch_size: Rows that are scored together.
+        confidence: The level of bootstrap intervals `<metric>_low` and `<metric>_high`, such as 0.95. Default: none.
+        batch_size: Pairs that are scored together at most.
+
+    Returns:
+        The metrics, and the `loss` of all rows.
 
     Raises:
+        ConfigurationError: The model has another number of labels than the data.
         DataError: A row can't be evaluated on; the message names it.
     """
+    import numpy as np
     import torch
-    from transformers import PrinterCallback, TrainingArguments
+    from transformers import EvalPrediction
+    from transformers.modeling_outputs import SequenceClassifierOutput
 
     from cross_trainer.data.collator import PairCollator
-    from cross_trainer.training.trainer import CrossEncoderTrainer
+    from cross_trainer.training.losses import to_grid
+    from cross_trainer.training.plan import make_plan
 
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            folder,
-            per_device_eval_batch_size=batch_size,
-            report_to="none",
-            disable_tqdm=not sys.stderr.isatty(),
-            dataloader_pin_memory=torch.accelerator.is_available(),
+    collator = PairCollator(encoder.tokenizer, encoder.max_length, encoder.truncation, columns=columns)
+    plan = make_plan(encoder.model, None, rows, collator, padding_free=False)
+    resolved, metrics, loss = plan.for_dataset(rows).columns, plan.metrics, plan.loss
+    if resolved.shape == "tokens":
+        raise DataError(f"Column {resolved.query!r} holds tokens. Evaluate on the texts that they were made of.")
+    if loss is None:
+        raise DataError(
+            "The data set has no label to compare scores with. Name its column with columns=(..., ..., label)."
         )
-        collator = PairCollator(encoder.tokenizer, encoder.max_length, columns=columns)
-        options: dict[str, Any] = {"args": arguments, "eval_dataset": rows, "data_collator": collator}
-        trainer = CrossEncoderTrainer(encoder.model, **options)
-        if confidence is not None and trainer.compute_metrics is not None:
-            chosen: Any = trainer.compute_metrics
-            metrics = dataclasses.replace(chosen, confidence=confidence)
-            trainer = CrossEncoderTrainer(encoder.model, **options, compute_metrics=metrics)
-        trainer.remove_callback(PrinterCallback)
-        measured = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
-    return {name: value for name, value in measured.items() if name not in NO_QUALITY}
+    if confidence is not None and metrics is not None:
+        metrics = dataclasses.replace(metrics, confidence=confidence)  # type: ignore[type-var]
+    chunks: list[dict[str, Tensor]] = []
+    windows = encoder.score_windows(_read_pairs(rows, resolved, chunks), batch_size=batch_size, activation="logits")
+    logits = torch.from_numpy(np.concatenate(list(show_progress(windows))))
+    targets = {name: _join([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    labels = targets["labels"]
+    predictions = to_grid(logits, labels) if resolved.grouped else logits
+    references: Any = (labels.numpy(), targets[NUM_RELEVANT].numpy()) if NUM_RELEVANT in targets else labels.numpy()
+    values = {} if metrics is None else metrics(EvalPrediction(predictions.numpy(), references))
+    return {**values, "loss": loss(SequenceClassifierOutput(logits=predictions), labels).item()}
+
+
+def _read_pairs(rows: Rows, columns: Columns, chunks: list[dict[str, Tensor]]) -> Iterator[Pair]:
+    """The pairs of all rows; the labels of every chunk are added to `chunks` as it is read."""
+    from cross_trainer.data.collator import pairs_and_labels
+
+    source = iterate(rows)
+    while chunk := list(itertools.islice(source, CHUNK)):
+        pairs, targets = pairs_and_labels(chunk, columns)
+        chunks.append(targets)
+        yield from pairs
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    """Labels of all chunks; lists [G, D] are padded to the longest one."""
+    import torch
+
+    if parts[0].dim() == 1:
+        return torch.cat(list(parts))
+    width = max(part.shape[1] for part in parts)
+    padding = [(0, width - part.shape[1]) for part in parts]
+    padded = [torch.nn.functional.pad(part, pad, value=IGNORED_LABEL) for part, pad in zip(parts, padding, strict=True)]
+    return torch.cat(padded)
+
+
+def _print_metrics(values: Mapping[str, float], rows: int, confidence: float | None) -> None:
+    bounds = ("_low", "_high")
+    heading = "" if confidence is None else f"   {100 * confidence:g} % interval"
+    typer.echo(f"{'metric':<28} {'value':>9}{heading}")
+    for name, value in values.items():
+        if name.endswith(bounds) and name.rsplit("_", 1)[0] in values:
+            continue
+        interval = [values[name + bound] for bound in bounds if name + bound in values]
+        typer.echo(f"{name:<28} {value:>9.4f}" + (f"   [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else ""))
+    typer.echo(f"{'rows':<28} {rows:>9}")

@@ -1,16 +1,17 @@
-"""Scores of a table that takes hours, kept in a folder so that a killed process can go on.
+"""Scores of a table that takes hours, kept in a folder so that a killed process can continue.
 
     partial = PartialScores("scored.csv.partial")
-    partial.begin({"input": "...", "model": "..."})                 # go on with scores of the same settings, or begin
+    partial.begin({"input": "...", "model": "..."})                 # continue with the same settings, or begin
     for index in range(partial.count(windows), windows):
         partial.save(index, scores)                                 # [W, C] of each window of rows
-    for row_scores in partial.scores(windows):                      # [C] of each row, to write the table from
+    for scores in partial.scores(windows):                          # [W, C] again, to write the table
         ...
-    partial.finish()                                                # the table stands in its place, the folder is gone
+    partial.finish()                                                # the table is in its place: remove the folder
 
-The folder is whole whenever the process is killed. It holds `settings.json`, which says what the scores are of, and one file of scores for
-each window; each is written beside its place and moved there. When the table is written the settings are renamed before anything is
-removed, so that a folder which is half removed is told from one that is half done.
+The folder is consistent whenever the process is killed. It holds `settings.json`, which says what was scored and how,
+and one file of scores per window. Each file is written under another name and then moved into place. Once the table is
+written, the settings are renamed before anything is removed, so that a folder which is half removed can't be mistaken
+for one that is half done.
 
 Shapes: W rows of a window, C columns of scores.
 """
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class PartialScores:
-    """Scores of a table that isn't finished, in a folder that `begin` makes."""
+    """Scores of an unfinished table, in a folder that `begin` makes."""
 
     def __init__(self, folder: Name) -> None:
         self.folder = Path(folder)
@@ -42,21 +43,21 @@ class PartialScores:
         self._done = self.folder / "done.json"
 
     def begin(self, settings: Mapping[str, Any], overwrite: bool = False) -> None:
-        """Go on with scores of the same settings, or begin.
+        """Continue with scores of the same settings, or begin.
 
         Args:
-            settings: Whatever the scores depend on, as JSON.
-            overwrite: Begin anew where the folder holds scores of other settings.
+            settings: Everything that the scores depend on, as JSON.
+            overwrite: Begin again if the folder holds scores of other settings.
 
         Raises:
-            ConfigurationError: It does; the message says what differs and what to do.
+            ConfigurationError: The folder holds scores of other settings; the message says what differs and what to do.
         """
         known = self._read(self._settings)
         if known is not None and known != settings:
             if not overwrite:
                 raise ConfigurationError(
                     f"{self.folder} holds a half-done output of other settings ({_difference(known, settings)}). "
-                    "Finish it with those, or delete that folder or pass --overwrite to begin anew."
+                    "Finish it with those, or delete that folder or pass --overwrite to begin again."
                 )
             known = None
         if known is None:
@@ -65,11 +66,11 @@ class PartialScores:
             self._write(self._settings, lambda file: file.write(json.dumps(settings, indent=2).encode()))
 
     def was_finished(self, settings: Mapping[str, Any]) -> bool:
-        """Whether the table of these settings was written, and only the folder's removal was cut short."""
+        """Whether the table of these settings was written, and only the removal of the folder was interrupted."""
         return bool(self._read(self._done) == settings)
 
     def count(self, windows: int) -> int:
-        """How many of the windows are done, from the first one on without a gap."""
+        """How many windows are done, counted from the first one up to the first gap."""
         return next((index for index in range(windows) if not self._is_whole(index)), windows)
 
     def save(self, index: int, scores: NDArray[np.float32]) -> None:
@@ -79,22 +80,21 @@ class PartialScores:
         self._write(self._window(index), lambda file: np.save(file, scores))
 
     def scores(self, windows: int) -> Iterator[NDArray[np.float32]]:
-        """[C] of each row, in order."""
+        """The scores [W, C] of each window, in order."""
         import numpy as np
 
-        for index in range(windows):
-            yield from np.load(self._window(index))
+        return (np.load(self._window(index)) for index in range(windows))
 
     def finish(self) -> None:
-        """Remove the folder, as the table stands in its place."""
+        """Remove the folder, now that the table is in its place."""
         os.replace(self._settings, self._done)
         self.remove()
 
     def remove(self) -> None:
-        """Remove the folder, and nothing that isn't ours: other files make it an error.
+        """Remove the folder with the files that this class wrote.
 
         Raises:
-            OSError: The folder holds something else.
+            OSError: The folder holds other files.
         """
         if self.folder.is_dir():
             for path in itertools.chain(self.folder.glob("scores-*.npy"), self.folder.glob("*.tmp")):
@@ -111,7 +111,7 @@ class PartialScores:
 
         try:
             np.load(self._window(index), mmap_mode="r")
-        except (FileNotFoundError, ValueError, EOFError):  # not done, or cut short with the power: it is scored again
+        except (FileNotFoundError, ValueError, EOFError):  # not done, or lost in a power cut: it is scored again
             return False
         return True
 
@@ -123,13 +123,13 @@ class PartialScores:
         except ValueError as error:
             raise ConfigurationError(f"{path} can't be read ({error}). Delete the folder {self.folder}.") from error
 
-    def _write(self, path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    def _write(self, path: Path, write: Callable[[IO[bytes]], object]) -> None:
         with replacing(path) as temporary, temporary.open("wb") as file:
             write(file)
 
 
 def _difference(known: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """What two settings differ in, as a clause; of long values, such as hashes, only the name."""
+    """How two settings differ, as a clause; long values, such as hashes, are only named."""
     parts = []
     for name in dict.fromkeys([*known, *settings]):
         before, now = known.get(name), settings.get(name)

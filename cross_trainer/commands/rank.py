@@ -2,9 +2,10 @@
 
     rank_files("queries.tsv", "corpus.jsonl.gz", "reranked.trec", "output/rerank", candidates="bm25.trec", top_k=100)
 
-Queries and documents have an id and a text; candidates are a TREC run or a table of query and document ids. Everything is checked before
-the model is loaded. One stream of pairs runs through the model, whatever the queries' lengths. Ids are in memory, and so are the
-candidates; texts are on disk. Messages name the options of the command line, as `cross-trainer rank` is this function.
+Queries and documents have an id and a text; candidates are a TREC run, or a table of query and document ids. Everything
+is checked before the model is loaded. The pairs of all queries form one stream, so that short lists are scored
+together. Ids and candidates are kept in memory, texts on disk. `cross-trainer rank` calls this function, so its
+messages name the options of the command line.
 
 Shapes: D documents of a query.
 """
@@ -20,23 +21,26 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from cross_trainer.commands.score import WINDOW, load_model, score_windows
+from cross_trainer.commands.score import WINDOW, load_encoder, show_progress
 from cross_trainer.data.columns import LABEL_NAMES
 from cross_trainer.data.tables import (
     Format,
     Name,
     Row,
     check_output,
+    checked_rows,
     column_names,
     open_writer,
+    placed_rows,
     read_rows,
     replacing,
     require_columns,
     shortest,
     table_format,
+    taking,
 )
 from cross_trainer.data.trec import add_document, check_id, read_run, run_lines
-from cross_trainer.errors import ConfigurationError, DataError
+from cross_trainer.errors import ConfigurationError, DataError, short
 
 if TYPE_CHECKING:
     from cross_trainer.scoring.cross_encoder import CrossEncoder
@@ -69,27 +73,28 @@ def rank_files(
     overwrite: bool = False,
     **options: Any,
 ) -> None:
-    """Write each query's documents, best first, equal scores by id.
+    """Write the documents of each query, best first; equal scores are ordered by id.
 
     Args:
-        queries: A table with the columns of an id and a text.
-        corpus: A table of documents, likewise.
-        output: What to write. A line of a jsonl is `{"query_id": ..., "ranking": [{"id": ..., "score": ...}, ...]}`.
+        queries: A table with a column of ids and one of texts.
+        corpus: A table of documents with such columns.
+        output: The file to write. Lines of a jsonl are `{"query_id": ..., "ranking": [{"id": ..., "score": ...}, ...]}`.
         model: A name on the Hub or a folder, of a model with one label.
-        candidates: What to rank: a TREC run, or a table of query and document ids. Default: everything.
+        candidates: The documents to rank: a TREC run, or a table of query and document ids. Default: all.
         top_k: Documents to write for each query. Default: all.
-        form: "trec" or "jsonl". Default: by the name of `output`.
+        form: "trec" or "jsonl". Default: according to the name of `output`.
         query_id: The column of ids in `queries`. Default: the first of `ID_NAMES`.
         query_text: The column of texts there. Default: `text`, or the first of text.
         document_id: As `query_id`, in `corpus`.
         document_text: As `query_text`, in `corpus`.
         window: Pairs that are sorted by length and scored together.
         overwrite: Replace `output`.
-        options: Of `CrossEncoder`, such as `device` and `max_length`.
+        options: Options of `CrossEncoder`, such as `device` and `max_length`.
 
     Raises:
-        ConfigurationError: The model can't be loaded or has several labels, or `output` is there or has an unknown ending.
-        DataError: A row can't be read, an id isn't unique or not one that a run can hold, or a candidate isn't in the corpus.
+        ConfigurationError: The model can't be loaded or has several labels, or `output` exists or has no known ending.
+        DataError: A row can't be read, an id occurs twice or can't be written in a run, or a candidate isn't in the
+            corpus.
     """
     form = _ranking_format(Path(output), form)
     check_output(output, overwrite)
@@ -103,10 +108,10 @@ def rank_files(
             check_id(name, "a query")
         for name in documents.ids:
             check_id(name, "a document")
-    encoder = load_model(model, **options)
+    encoder = load_encoder(model, **options)
     if encoder.num_labels != 1:
         raise ConfigurationError(
-            f"{model} has {encoder.num_labels} labels, so there is no one score to rank by. Take `cross-trainer score`."
+            f"{model} has {encoder.num_labels} labels, so there is no one score to rank by. Use `cross-trainer score`."
         )
     with replacing(output) as path:
         _write(path, form, _rank(encoder, asked, documents, plan, top_k, window))
@@ -114,30 +119,41 @@ def rank_files(
 
 
 def choose_text(path: Name, first: Row, asked: str | None, option: str, ids: Collection[str] = ID_NAMES) -> str:
-    """The column of a table's texts: the one asked for, else `text`, else the first of text that is no id and no label.
+    """The column of a table's texts: the one asked for, `text`, or the first of text that is neither id nor label.
+
+    Args:
+        path: The table, for messages.
+        first: Its first row.
+        asked: The column asked for.
+        option: The option that asks for it.
+        ids: The names of columns of ids.
 
     Raises:
-        DataError: It isn't there.
+        DataError: There is no such column.
     """
     others = [name for name in first if name not in ids and name not in LABEL_NAMES]
     texts = [name for name in others if isinstance(first[name], str | None)]
     if asked is None and not texts:
-        raise DataError(f"{path} has no column of text beside {', '.join(map(repr, first))}. Name it with {option}.")
+        raise DataError(f"{path} has no column of text, only {', '.join(map(repr, first))}. Name it with {option}.")
     column = asked if asked is not None else "text" if "text" in texts else texts[0]
     require_columns(path, list(first), [column], option)
     return column
 
 
 class TextStore:
-    """Texts by their position, kept in a temporary file on disk, and their ids in memory.
+    """Texts in a temporary file on disk, found by their position, and their ids in memory.
+
+        >>> store = TextStore([("d1", "a cat"), ("d2", "two dogs")])
+        >>> store[store.ids["d2"]]
+        'two dogs'
 
     Args:
-        entries: (id, text) of each, read once.
+        entries: The id and the text of each, read once.
         wanted: The ids to keep. Default: all.
         kind: What they are, for messages.
 
     Attributes:
-        ids: Each id's position, in the order read.
+        ids: The position of each id, in the order read.
 
     Raises:
         DataError: An id occurs twice.
@@ -180,7 +196,7 @@ def _ranking_format(output: Path, form: str | None) -> str:
 
 
 def _identified(path: Name, id_column: str | None, text_column: str | None, kind: str) -> Iterator[tuple[str, str]]:
-    """(id, text) of each row of a table; numbers as ids become strings, as a run holds them."""
+    """The id and the text of each row of a table; ids that are numbers become strings, as in a run."""
     first = next(read_rows(path), None)
     if first is None:
         raise DataError(f"{path} has no rows.")
@@ -192,22 +208,22 @@ def _identified(path: Name, id_column: str | None, text_column: str | None, kind
     require_columns(path, list(first), [id_column], f"--{kind}-id")
     text_column = choose_text(path, first, text_column, f"--{kind}-text", (*ID_NAMES, id_column))
     logger.info("%s: ids from %r, texts from %r", path, id_column, text_column)
-    for index, row in enumerate(read_rows(path, [id_column, text_column])):
-        name, text = row.get(id_column), row.get(text_column)
-        if not isinstance(name, str | int) or isinstance(name, bool):
-            raise DataError(
-                f"{path}, column {id_column!r}, row {index}: {name!r} is no id. Give every row a string or a whole number."
-            )
-        if not isinstance(text, str):
-            raise DataError(
-                f"{path}, column {text_column!r}, row {index}: expected a text, found {text!r:.60}. Filter such rows out."
-            )
-        yield str(name), text
+    for place, row in checked_rows(path, [text_column], [id_column, text_column]):
+        yield _read_id(row, id_column, place), row[text_column]
+
+
+def _read_id(row: Row, column: str, place: str) -> str:
+    name = row.get(column)
+    if not isinstance(name, str | int) or isinstance(name, bool):
+        raise DataError(
+            f"{place}, column {column!r}: {short(name)} is no id. Give every row a string or a whole number."
+        )
+    return str(name)
 
 
 def _read_candidates(path: Path, queries: Collection[str]) -> Plan:
-    """Query id to document ids, from a TREC run or a table, of the queries that are there."""
-    wanted: Mapping[str, Mapping[str, Any]] = read_run(path) if table_format(path) is None else _read_id_pairs(path)
+    """The document ids of each query among `queries`, from a TREC run or a table."""
+    wanted: Mapping[str, Mapping[str, float]] = read_run(path) if table_format(path) is None else _read_id_pairs(path)
     unknown, without = sum(name not in queries for name in wanted), sum(name not in wanted for name in queries)
     if without == len(queries):
         raise DataError(f"{path} has candidates for none of the {without} queries. Check --query-id and the file.")
@@ -223,12 +239,12 @@ def _read_id_pairs(path: Path) -> dict[str, dict[str, int]]:
     query, document = _first_of(QUERY_NAMES, names), _first_of(DOCUMENT_NAMES, names)
     if query is None or document is None:
         raise DataError(
-            f"{path} has the columns {list(names)}. Name those of the ids, one of {', '.join(QUERY_NAMES)} and one of "
-            f"{', '.join(DOCUMENT_NAMES)}."
+            f"{path} has the columns {list(names)}. Rename those of the ids: one to {', '.join(QUERY_NAMES)}, and one "
+            f"to {', '.join(DOCUMENT_NAMES)}."
         )
     wanted: dict[str, dict[str, int]] = {}
-    for index, row in enumerate(read_rows(path, [query, document])):
-        add_document(wanted, str(row[query]), str(row[document]), index, f"{path}, row {index}")
+    for index, (place, row) in enumerate(placed_rows(path, [query, document])):
+        add_document(wanted, _read_id(row, query, place), _read_id(row, document, place), index, place)
     return wanted
 
 
@@ -240,7 +256,7 @@ def _first_of(known: Iterable[str], names: Collection[str]) -> str | None:
 
 
 def _plan(queries: TextStore, wanted: Plan | None, documents: TextStore) -> Plan:
-    """Which documents to rank for each query, by id, so that a stable sort by score leaves equal scores in the order of a run."""
+    """The documents to rank for each query, by id: a stable sort by score then leaves equal scores in a run's order."""
     if wanted is None:
         everything = sorted(documents.ids)
         logger.info(
@@ -253,7 +269,8 @@ def _plan(queries: TextStore, wanted: Plan | None, documents: TextStore) -> Plan
         for name in names:
             if name not in documents.ids:
                 raise DataError(
-                    f"The corpus has no document {name!r}, a candidate for query {query!r}. Check --document-id and the file."
+                    f"The corpus has no document {name!r}, a candidate for query {query!r}. Check --document-id and "
+                    "the file."
                 )
     return {query: sorted(wanted[query]) for query in queries.ids if query in wanted}
 
@@ -261,22 +278,21 @@ def _plan(queries: TextStore, wanted: Plan | None, documents: TextStore) -> Plan
 def _rank(
     encoder: CrossEncoder, queries: TextStore, documents: TextStore, plan: Plan, top_k: int | None, window: int
 ) -> Iterator[Ranking]:
-    """Each query's documents and scores, best first."""
+    """The documents and scores of each query, best first."""
     import numpy as np
 
     pairs = (
         (queries[queries.ids[query]], documents[documents.ids[name]]) for query, names in plan.items() for name in names
     )
-    parts = score_windows(encoder, pairs, sum(map(len, plan.values())), window)
-    scores = itertools.chain.from_iterable(part[:, 0] for part in parts)
+    take = taking(show_progress(encoder.score_windows(pairs, window), sum(map(len, plan.values()))))
     for query, names in plan.items():
-        values = np.fromiter(itertools.islice(scores, len(names)), np.float32, len(names))
+        values = take(len(names))[:, 0]
         best = np.argsort(-values, kind="stable")[:top_k]
         yield query, dict(zip((names[index] for index in best), shortest(values[best]), strict=True))
 
 
 def _write(path: Path, form: str, rankings: Iterable[Ranking]) -> None:
-    """Write one ranking after the other, of which each is in memory at a time."""
+    """Write the rankings, with one of them in memory at a time."""
     if form == "trec":
         with path.open("w", encoding="utf-8", newline="\n") as file:
             for query, scores in rankings:

@@ -1,10 +1,10 @@
-"""Score a table of pairs of any size, so that a killed process goes on where it stopped and ends in the same bytes.
+"""Score a table of pairs of any size. A killed process continues where it stopped, and ends with the same bytes.
 
     score_file("pairs.csv", "scored.parquet", "output/quora", symmetric=True, device="cuda")
 
-The whole table is checked before the model is loaded. Scores are kept a window of pairs at a time in the folder OUTPUT.partial, beside
-a fingerprint of all that they depend on, and what is done under another fingerprint is never taken for this table's. Messages name the
-options of the command line, as `cross-trainer score` is this function.
+The whole table is checked before the model is loaded. Scores are kept in the folder OUTPUT.partial, one window of pairs
+at a time, with a fingerprint of everything that they depend on; scores with another fingerprint are never used.
+`cross-trainer score` calls this function, so its messages name the options of the command line.
 
 Shapes: P pairs, W pairs of a window, C columns of scores.
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WINDOW = 4096  # pairs that are scored, and lost when the process is killed, together
+WINDOW = 4096  # pairs that are scored together, and lost together when the process is killed
 MODEL_FILES = (
     "config.json",
     "*.safetensors",
@@ -47,7 +47,7 @@ MODEL_FILES = (
     "added_tokens.json",
     "*.py",
 )
-"""What a model's scores depend on, of what may lie in its folder."""
+"""The files in a model's folder that its scores depend on."""
 
 
 def score_file(
@@ -63,23 +63,23 @@ def score_file(
     overwrite: bool = False,
     **options: Any,
 ) -> None:
-    """Write a table with its pairs' scores behind its own columns, or go on with it.
+    """Write a table with the scores of its pairs after its own columns, or continue writing it.
 
     Args:
-        source: A csv, tsv, jsonl or parquet file, by its name.
-        output: Likewise, in any of these formats.
+        source: A csv, tsv, jsonl or parquet file, recognised by its name.
+        output: A file in any of these formats.
         model: A name on the Hub or a folder.
         text_columns: The columns of the two texts. Default: the first two of text.
         score_column: The column to add; `score_column_<label>` for each label of a model with several.
         symmetric: Average the scores of (a, b) and (b, a).
-        logits: Give raw logits, without the model's activation.
+        logits: Write raw logits, without the model's activation.
         window: W.
-        overwrite: Replace `output`, and what is half done with other settings.
-        options: Of `CrossEncoder`, such as `device` and `max_length`.
+        overwrite: Replace `output`, and a half-done output of other settings.
+        options: Options of `CrossEncoder`, such as `device` and `max_length`.
 
     Raises:
-        ConfigurationError: The model can't be loaded, or something would be replaced unasked.
-        DataError: A row can't be scored or written; the message names it. Or the table was changed meanwhile.
+        ConfigurationError: The model can't be loaded, or a file would be replaced without `overwrite`.
+        DataError: A row can't be scored or written; the message names its line. Or the table was changed meanwhile.
     """
     source, output = Path(source), Path(output)
     form, partial = Format.of(output), PartialScores(f"{output}.partial")
@@ -92,7 +92,7 @@ def score_file(
     logger.info("%s: %d pairs of %s", source, found.rows, " and ".join(map(repr, found.texts)) or "no columns")
     if found.empty:
         logger.warning("%d of the texts are empty. They are scored as they are.", found.empty)
-    encoder = load_model(model, **options)
+    encoder = load_encoder(model, **options)
     names = _score_names(encoder, score_column, found)
     settings = {
         "model": _model_fingerprint(encoder, model),
@@ -115,60 +115,62 @@ def score_file(
     done = partial.count(windows)
     start = min(done * window, found.rows)
     if start:
-        logger.info("Going on with row %d of %d.", start, found.rows)
+        logger.info("Continuing with row %d of %d.", start, found.rows)
     rows = itertools.islice(read_rows(source, found.texts), start, None)
-    how = {"columns": found.texts, "symmetric": symmetric, "activation": "logits" if logits else None}
-    _keep(score_windows(encoder, rows, found.rows, window, start, **how), partial, done)
+    scores = encoder.score_windows(
+        rows, window, activation="logits" if logits else None, symmetric=symmetric, columns=found.texts
+    )
+    _keep(show_progress(scores, found.rows, start), partial, done)
     if _sha256(source) != digest:
-        raise DataError(f"{source} was changed while it was being scored. Pass --overwrite to begin anew.")
+        raise DataError(f"{source} was changed while it was being scored. Pass --overwrite to begin again.")
     with replacing(output, partial.joined) as path:
         join_scores(source, path, form, found, names, partial.scores(windows))
-        # The process may have been killed right after the output was put into its place: then it is equal.
+        # The process may have been killed right after it had put the output in its place: then the two are equal.
         if output.exists() and not filecmp.cmp(path, output, shallow=False):
             check_output(output, overwrite)
     partial.finish()
     logger.info("Wrote %s.", output)
 
 
-def _keep(parts: Iterable[NDArray[np.float32]], partial: PartialScores, first: int) -> None:
-    """Keep each window's scores as soon as they are there."""
+def _keep(windows: Iterable[NDArray[np.float32]], partial: PartialScores, first: int) -> None:
+    """Keep the scores of each window as soon as they are computed."""
     import numpy as np
 
     broken = 0
-    for index, scores in enumerate(parts, first):
+    for index, scores in enumerate(windows, first):
         broken += int((~np.isfinite(scores)).any(axis=1).sum())
         partial.save(index, scores)
     if broken:
         logger.warning("%d scores are not finite. Another --dtype may help.", broken)
 
 
-def score_windows(
-    encoder: CrossEncoder, rows: Iterable[Any], total: int, window: int, start: int = 0, **options: Any
+def show_progress(
+    windows: Iterable[NDArray[np.float32]], total: int | None = None, start: int = 0
 ) -> Iterator[NDArray[np.float32]]:
-    """Scores [W, C] of each window of a stream; `total` pairs, with the first `start` that were scored before, are the bar's end."""
-    import numpy as np
+    """Pass windows of scores [W, C] on, and show a progress bar on a terminal.
 
-    scores = encoder.predict_iter(rows, window, **options)
-    with progress(total, start) as bar:
-        while part := list(itertools.islice(scores, window)):
-            bar.update(len(part))
-            yield np.stack(part).reshape(-1, encoder.num_labels)
-
-
-def progress(total: int, start: int = 0) -> Any:
-    """A bar over pairs, for who watches a terminal."""
+    Args:
+        windows: The scores.
+        total: The number of all pairs, if it is known.
+        start: How many of them were scored earlier.
+    """
     from tqdm import tqdm
 
-    # On a terminal that doesn't tell its size tqdm would draw nothing.
+    # tqdm would draw nothing on a terminal of unknown size.
     width, height = shutil.get_terminal_size()
-    return tqdm(total=total, initial=start, unit=" pairs", desc="Scoring", disable=None, ncols=width, nrows=height)
+    with tqdm(
+        total=total, initial=start, unit=" pairs", desc="Scoring", disable=None, ncols=width, nrows=height
+    ) as bar:
+        for window in windows:
+            bar.update(len(window))
+            yield window
 
 
-def load_model(name: str, *, device: str | None = None, **options: Any) -> CrossEncoder:
-    """Load a saved classifier, by its name on the Hub or its folder, with `options` of `CrossEncoder`.
+def load_encoder(name: str, *, device: str | None = None, **options: Any) -> CrossEncoder:
+    """Load a saved classifier from the Hub or a folder, with `options` of `CrossEncoder`.
 
     Raises:
-        ConfigurationError: There is no such model or device, or an option can't be followed.
+        ConfigurationError: There is no such model or device, or an option isn't possible.
     """
     import torch
 
@@ -191,7 +193,7 @@ def load_model(name: str, *, device: str | None = None, **options: Any) -> Cross
 
 
 def _score_names(encoder: CrossEncoder, column: str, found: Found) -> list[str]:
-    """The columns of the scores, none of which the table has."""
+    """The columns of the scores, which the table must not have."""
     labels: Any = encoder.config.id2label
     names = [f"{column}_{labels[index]}" for index in range(encoder.num_labels)] if encoder.num_labels > 1 else [column]
     for name in names:
@@ -206,7 +208,7 @@ def _score_names(encoder: CrossEncoder, column: str, found: Found) -> list[str]:
 
 
 def _environment(encoder: CrossEncoder) -> dict[str, Any]:
-    """What scores depend on beside table, model and options, down to the last bit."""
+    """Everything else that scores depend on, down to the last bit."""
     import tokenizers
     import torch
     import transformers
@@ -224,7 +226,7 @@ def _environment(encoder: CrossEncoder) -> dict[str, Any]:
 
 
 def _model_fingerprint(encoder: CrossEncoder, name: str) -> str:
-    """The commit of a model on the Hub, or the hash of what lies in its folder."""
+    """The commit of a model on the Hub, or the hash of the files in its folder."""
     folder = Path(name)
     if not folder.is_dir():
         return f"{name}@{getattr(encoder.config, '_commit_hash', None)}"

@@ -1,9 +1,8 @@
-"""The recipe that knows no task: train on any labelled data and measure on it; columns, loss and metrics follow from the data.
+"""Train a model on any labelled data; the data decide columns, loss and metrics.
 
     train_model(*parse_arguments(TrainArguments, GENERAL_DEFAULTS, ["--dataset", "pairs.csv"]))
-    measure_model(CrossEncoder("output"), rows, confidence=0.95)     # {"average_precision": 0.9, ...}
 
-`cross-trainer train` and `cross-trainer evaluate` are these functions.
+`cross-trainer train` calls this function, so its messages name the options of the command line.
 """
 
 from __future__ import annotations
@@ -52,25 +51,25 @@ MAIN_METRICS = {
     "MultilabelMetrics": "f1_micro",
     "RankingMetrics": "ndcg@10",
 }
-"""By which metric the best checkpoint is chosen, for each kind of labels."""
+"""The metric that chooses the best checkpoint, for each kind of metrics."""
 
 
 @dataclass
 class TrainArguments(RecipeArguments):
-    """Arguments of `cross-trainer train`, beside all `TrainingArguments`."""
+    """Arguments of `cross-trainer train`, in addition to all `TrainingArguments`."""
 
-    swap: bool = field(default=False, metadata={"help": "Train on the texts in either order."})
+    swap: bool = field(default=False, metadata={"help": "Train on both orders of the two texts."})
     loss: str | None = field(
         default=None,
-        metadata={"help": "A loss, as MSELoss or \"MSELoss(activation='identity')\". Default: by the labels."},
+        metadata={"help": "A loss: MSELoss, \"MSELoss(activation='identity')\", ... Default: by the labels."},
     )
     in_batch_negatives: int = field(
-        default=0, metadata={"help": "Other rows' positives that a row (query, positive) is trained against."}
+        default=0, metadata={"help": "Positives of other rows to train each row (query, positive) against."}
     )
 
 
 def train_model(arguments: TrainArguments, training_arguments: TrainingArguments) -> None:
-    """Train a model on a data set, evaluate it, save it and show what it makes of three pairs.
+    """Train a model on a data set, evaluate it, save it and show its scores of three pairs.
 
     Raises:
         ConfigurationError: The data set, the model or the loss isn't there.
@@ -81,7 +80,7 @@ def train_model(arguments: TrainArguments, training_arguments: TrainingArguments
 
     if not arguments.dataset:
         raise ConfigurationError("--dataset is missing: a file, a folder or the id of a data set on the Hub.")
-    splits = load_splits(arguments.dataset, arguments.dataset_config, training_arguments.seed)
+    splits = load_splits(arguments.dataset, arguments.dataset_config, training_arguments.seed, arguments.columns())
     check_columns(arguments.dataset, splits["train"], arguments.columns(), arguments.in_batch_negatives)
     trainer = CrossEncoderTrainer(
         arguments.model,
@@ -105,14 +104,17 @@ def train_model(arguments: TrainArguments, training_arguments: TrainingArguments
 
 
 def make_loss(written: str) -> Any:
-    """A loss from how it is written: "LambdaLoss", or "MSELoss(activation='identity')".
+    """Build a loss from its name or its `repr`.
+
+        >>> make_loss("MSELoss(activation='identity')")
+        MSELoss(activation='identity')
 
     Raises:
         ConfigurationError: There is no such loss, or it doesn't take these arguments.
     """
     from cross_trainer.training import losses
 
-    names = [name for name in cross_trainer.__all__ if name.endswith("Loss")]
+    names = [name for name in dir(cross_trainer) if name.endswith("Loss")]
     try:
         call = ast.parse(written if "(" in written else f"{written}()", mode="eval").body
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in names and not call.args:
@@ -120,15 +122,15 @@ def make_loss(written: str) -> Any:
             return getattr(losses, call.func.id)(**options)
     except (SyntaxError, ValueError, TypeError) as error:
         raise ConfigurationError(
-            f"--loss {written}: {error}. Expected a loss and its options: MSELoss(activation='identity')."
+            f"--loss {written}: {error}. Expected a loss and its options, such as MSELoss(activation='identity')."
         ) from error
     raise ConfigurationError(
-        f"--loss {written}: expected one of {', '.join(names)}, with options by name in parentheses."
+        f"--loss {written}: expected one of {', '.join(names)}, with named options in parentheses."
     )
 
 
 def _choose_best_by(trainer: CrossEncoderTrainer) -> None:
-    """Let the metric that matters for the data's labels choose the best checkpoint, unless one was asked for."""
+    """Let the main metric for the data's labels choose the best checkpoint, unless the user asked for another."""
     if trainer.args.metric_for_best_model != BY_KIND:
         return
     metric = MAIN_METRICS.get(type(trainer.compute_metrics).__name__, "loss")
@@ -141,20 +143,22 @@ def _choose_best_by(trainer: CrossEncoderTrainer) -> None:
 
 
 def check_columns(
-    source: str, rows: Dataset, columns: tuple[str, ...] | None = None, in_batch_negatives: int = 0
+    source: str,
+    rows: Dataset,
+    columns: tuple[str, ...] | None = None,
+    in_batch_negatives: int = 0,
+    trained_on: tuple[str, str] | None = None,
 ) -> None:
-    """Find out what is missing in words of the command line.
+    """Check that a data set has texts and labels, with messages that name the options of the command line.
 
     Raises:
-        DataError: The data set lacks a column that was named, two texts, or a label.
+        DataError: The data set has no column of a name that was given, no two texts, or no label.
     """
     names, option = rows.column_names, "--text-columns FIRST SECOND --label-column LABEL"
     require_columns(source, names, columns or (), option)
     try:
-        found = resolve_columns(rows, columns, in_batch_negatives)
+        found = resolve_columns(rows, columns, in_batch_negatives, trained_on=trained_on, option=option)
     except DataError as error:
-        raise DataError(
-            f"{source}: two texts aren't to be found in {len(rows)} rows of {names}. Name them with {option}."
-        ) from error
+        raise DataError(f"{source}: {error}") from error
     if found.label is None and not found.grouped:
         raise DataError(f"{source} has no label among the columns {names}. Name it with {option}.")

@@ -201,6 +201,7 @@ def resolve_columns(
     columns: Columns | Sequence[str] | None = None,
     in_batch_negatives: int = 0,
     *,
+    trained_on: Sequence[str] | None = None,
     option: str = BY_ARGUMENT,
 ) -> Columns:
     """Decide what each column is for, and log it in one line; see the module for the rules.
@@ -209,6 +210,7 @@ def resolve_columns(
         dataset: Any data set whose first row can be read.
         columns: The names `(first text, second text)` or `(first text, second text, label)`, or all of it as `Columns`.
         in_batch_negatives: Above 0, a pair without a label is a query and its positive.
+        trained_on: The two text columns that a model was trained on, which decide where the data set has them.
         option: What the caller's user decides with, for error messages.
 
     Raises:
@@ -223,7 +225,7 @@ def resolve_columns(
         label = "label_ids" if "label_ids" in first else _find_label(dataset, first, (), option)
         resolved = Columns("input_ids", (), label, "tokens")
     else:
-        texts, label = _named(columns, dataset, first, option)
+        texts, label = _named(columns, dataset, first, trained_on, option)
         shape: Shape = "list" if is_list(first.get(texts[1])) else "tuple" if len(texts) > 2 else "pair"
         counted = NUM_RELEVANT if NUM_RELEVANT in first and shape != "pair" else None
         resolved = Columns(texts[0], tuple(texts[1:]), label, shape, counted)
@@ -241,12 +243,15 @@ def resolve_columns(
     return resolved
 
 
-def find_texts(dataset: Rows, first: Mapping[str, Any], option: str = BY_ARGUMENT) -> list[str]:
+def find_texts(
+    dataset: Rows, first: Mapping[str, Any], trained_on: Sequence[str] | None = None, option: str = BY_ARGUMENT
+) -> list[str]:
     """The columns of the first and the second text, and of negatives behind them, by the rules of the module.
 
     Args:
         dataset: A data set, whose features are read if it has any.
         first: Its first row.
+        trained_on: The two text columns that a model was trained on, which decide where the row has them.
         option: What the caller's user decides with, for error messages.
 
     Raises:
@@ -261,6 +266,8 @@ def find_texts(dataset: Rows, first: Mapping[str, Any], option: str = BY_ARGUMEN
         for document in others
         if (_plain(query), _plain(document)) in _PLAIN_PAIRS and not is_list(first[query])
     ]
+    if trained_on is not None and all(name in first for name in trained_on):
+        known = [list(trained_on)]
     if len(others) == 2 and not known:
         known = [sorted(others, key=lambda name: is_list(first[name]))]
     if len(known) == 1:
@@ -321,11 +328,15 @@ _PLAIN_LABELS = [_plain(name) for name in LABEL_NAMES]
 
 
 def _named(
-    columns: Sequence[str] | None, dataset: Rows, first: Mapping[str, Any], option: str
+    columns: Sequence[str] | None,
+    dataset: Rows,
+    first: Mapping[str, Any],
+    trained_on: Sequence[str] | None,
+    option: str,
 ) -> tuple[list[str], str | None]:
     """The texts and the label: as named, else by their names and types."""
     if columns is None:
-        texts = find_texts(dataset, first, option)
+        texts = find_texts(dataset, first, trained_on, option)
         return texts, _find_label(dataset, first, texts, option)
     if isinstance(columns, str) or not 2 <= len(columns) <= 3:
         raise ConfigurationError(

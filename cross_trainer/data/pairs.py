@@ -100,10 +100,7 @@ def choose_texts(
     Raises:
         DataError: There are no two text columns, it is ambiguous which ones are meant, or they hold lists of documents.
     """
-    if trained_on is not None and all(name in row for name in trained_on):
-        first, second = trained_on
-        return first, second
-    first, second, *_ = find_texts(dataset, row, option)
+    first, second, *_ = find_texts(dataset, row, trained_on, option)
     if is_list(row[second]):
         raise DataError(
             f"Column {second!r} holds a list of documents, not a text. Use rank(query, documents), write one pair a row, or "

@@ -1,21 +1,43 @@
-"""Data sets from the Hub, a folder or a file, with the splits `train`, `validation` and `test`."""
+"""Data sets from the Hub, a folder or a file, with the splits `train`, `validation` and `test`.
+
+    splits = load_splits("questions.csv", columns=("question1", "question2", "is_duplicate"))
+    splits["train"]                                     # a datasets.Dataset, on disk and memory-mapped
+
+Files are read by `cross_trainer.data.tables`, so that training and evaluation see the texts that `cross-trainer score`
+sees. Every field of a csv or tsv is a text; only the label's column and `num_relevant` are turned into numbers:
+
+| the values of the column are    | its type |
+|---------------------------------|----------|
+| all integers                    | int64    |
+| all numbers                     | float64  |
+| all true or false, in any case  | bool     |
+| none of them a number           | string   |
+
+A jsonl gets the types that its values have, and a parquet file keeps its own, with the names of its classes.
+"""
 
 from __future__ import annotations
 
-import csv
+import itertools
 import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cross_trainer.data.tables import FORMATS, table_format
-from cross_trainer.errors import ConfigurationError, DataError
+import cross_trainer
+from cross_trainer.data.columns import LABEL_NAMES, NUM_RELEVANT, resolve_columns
+from cross_trainer.data.tables import FORMATS, Name, Row, placed_rows, read_rows, scan_table, table_format
+from cross_trainer.errors import ConfigurationError, DataError, short
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset, DatasetDict
 
 logger = logging.getLogger(__name__)
 
-LOADERS = {"csv": "csv", "tsv": "csv", "jsonl": "json", "parquet": "parquet"}  # of the package datasets
 SPLITS = {
     "train": "train",
     "validation": "validation",
@@ -24,88 +46,247 @@ SPLITS = {
     "dev": "validation",
     "test": "test",
 }
-HELD_OUT = 0.1  # share of a single file's rows that become its validation split
+SPLIT_COLUMN = "split"
+SAMPLE = 1_000  # rows in which a column's first value is looked for
+HELD_OUT = 0.1  # share of the rows without a split that become the validation split
+
+# Not Python's idea of numbers, which includes "1_000" and digits of all scripts.
+_INTEGER = re.compile(r" *[+-]?[0-9]{1,18} *")
+_NUMBER = re.compile(r" *[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)? *")
+_BOOLEANS = {"true": True, "false": False}
+_CONVERT: dict[str, Callable[[str], object]] = {
+    "int64": int,
+    "float64": float,
+    "bool": lambda field: _BOOLEANS[field.strip().lower()],
+    "string": str,
+}
 
 
-def load_splits(source: str, config: str | None = None, seed: int = 0) -> DatasetDict:
+def load_splits(
+    source: str, config: str | None = None, seed: int = 0, columns: Sequence[str] | None = None
+) -> DatasetDict:
     """Load a data set with at least the splits "train" and "validation".
 
     Args:
-        source: A folder with one file a split (`train.csv`, `validation.csv` or `dev.csv`, `test.csv`), a file, or the id of a data
-            set on the Hub. Files are csv, tsv, jsonl or parquet, also compressed (`.gz`). A file's rows go by its column `split`;
-            without one a tenth of them, drawn by `seed`, are held out for validation. An empty field is an empty text.
+        source: A folder with one file per split (`train.csv`, `validation.csv` or `dev.csv`, `test.csv`), a file, or
+            the id of a data set on the Hub. Files are csv, tsv, jsonl or parquet; the text formats may be compressed
+            (`.gz`). The rows of a file are divided by its column `split`. Without one, a tenth of them, drawn by
+            `seed`, become the validation split.
         config: The configuration of a data set on the Hub.
-        seed: For drawing the held-out rows.
+        seed: Seed of the draw.
+        columns: The columns of the texts and of the label, `(first text, second text[, label])`. Default: by their
+            names and types.
 
     Raises:
-        ConfigurationError: There is no such file or folder and the Hub can't be reached or doesn't know it.
-        DataError: No file or split of training data is found.
-    """
-    splits = _load(source, config)
-    if "train" not in splits:
-        raise DataError(
-            f"{source!r} has the splits {list(splits)}, but no 'train'. Name the file of training data train.csv, say."
-        )
-    if "validation" not in splits:
-        splits = _hold_out(splits, seed)
-    return splits
-
-
-def load_split(source: str, split: str, config: str | None = None) -> Dataset:
-    """Load one split of a data set; of a file without a column `split` all rows.
-
-    Args:
-        source: As for `load_splits`; no other split has to be there.
-        split: Its name, or one of those that `SPLITS` takes for it.
-        config: The configuration of a data set on the Hub.
-
-    Raises:
-        ConfigurationError: There is no such file or folder and the Hub can't be reached or doesn't know it.
-        DataError: There is no such split; the message names those that are there.
+        ConfigurationError: There is no such file or folder, and the Hub can't be reached or doesn't have it.
+        DataError: There is no training data, or a file can't be read; the message names the file and the line.
     """
     path = Path(source)
-    if path.is_file() and "split" not in (rows := _read(path)).column_names:
-        return rows
-    splits = _load(source, config)
+    if path.is_dir():
+        splits = _as_splits({name: load_table(file, columns) for name, file in _find_files(path).items()})
+    elif path.is_file():
+        rows = load_table(path, columns)
+        splits = _divide(path, rows) if SPLIT_COLUMN in rows.column_names else _as_splits({"train": rows})
+    else:
+        splits = _load_from_hub(source, config)
+    if "train" not in splits:
+        raise DataError(
+            f"{source!r} has the splits {list(splits)}, but no 'train'. Call the file of training data train.csv, say."
+        )
+    return splits if "validation" in splits else _hold_out(splits, seed)
+
+
+def load_split(source: str, split: str, config: str | None = None, columns: Sequence[str] | None = None) -> Dataset:
+    """Load one split of a data set, or all rows of a file that has no column `split`.
+
+    Args:
+        source: As for `load_splits`, but no other split is needed.
+        split: Its name, or another name for it in `SPLITS`.
+        config: The configuration of a data set on the Hub.
+        columns: As for `load_splits`.
+
+    Raises:
+        ConfigurationError: There is no such file or folder, and the Hub can't be reached or doesn't have it.
+        DataError: There is no such split, or a file can't be read; the message names the file and the line.
+    """
+    path = Path(source)
+    if path.is_dir():
+        files = _find_files(path)
+        return load_table(files[_choose(source, split, files)], columns)
+    if path.is_file():
+        rows = load_table(path, columns)
+        if SPLIT_COLUMN not in rows.column_names:
+            return rows
+        splits = _divide(path, rows)
+    else:
+        splits = _load_from_hub(source, config)
+    return splits[_choose(source, split, splits)]
+
+
+def load_table(path: Name, columns: Sequence[str] | None = None) -> Dataset:
+    """Load a file as a data set that stays on disk. An unchanged file is converted only once.
+
+    Args:
+        path: A csv, tsv, jsonl or parquet file, recognised by its name.
+        columns: The columns of the texts, at most two, and of the label. Default: by their names and types.
+
+    Raises:
+        DataError: A text isn't a text, a label's column mixes numbers with something else, or the file can't be read.
+            The message names the file, the line and the column.
+    """
+    from datasets import Dataset, Features
+    from datasets.exceptions import DatasetGenerationError
+
+    if table_format(Path(path)) is None:
+        raise DataError(
+            f"{path} is not a table: expected a name that ends in {', '.join(FORMATS)}, or in one of these and .gz."
+        )
+    state = os.stat(path)
+    used = _find_columns(path, columns)
+    kinds: dict[str, str] = {}
+
+    def widen(place: str, row: Row) -> None:
+        for name in used.labels:
+            kinds[name] = _join_kinds(kinds.get(name), row[name], f"{place}, column {name!r}", name)
+
+    found = scan_table(path, used.texts, columns=used.texts, lists=used.lists, check=widen)
+    features = Features.from_arrow_schema(_with_kinds(found.schema, kinds))
+    if not found.rows:
+        return Dataset.from_dict({name: [] for name in features}, features)
+    identity = {"size": state.st_size, "changed": state.st_mtime_ns, "version": cross_trainer.__version__}
+    names, converted = tuple(features), tuple(kinds.items())
+    try:
+        return Dataset.from_generator(
+            _generate,
+            features,
+            gen_kwargs={"path": os.path.abspath(path), "names": names, "kinds": converted, **identity},
+        )
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, DataError):  # the file was changed since it was scanned
+            raise error.__cause__ from None
+        raise
+
+
+def _generate(path: str, names: Sequence[str], kinds: Sequence[tuple[str, str]], **_identity: object) -> Iterator[Row]:
+    """Rows as a data set holds them. What identifies the file also identifies the data set in the cache."""
+    convert = {name: _CONVERT[kind] for name, kind in kinds}
+    for row in read_rows(path):
+        yield {name: convert[name](row[name]) if name in convert else row.get(name) for name in names}
+
+
+# -- columns and their types -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Used:
+    """Columns of texts, those of them that hold lists of texts, and columns of labels that have no type yet."""
+
+    texts: tuple[str, ...] = ()
+    lists: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+
+def _find_columns(path: Name, columns: Sequence[str] | None) -> _Used:
+    """What the columns of a table are used for: as asked, or else by its first row."""
+    first = _typical_row(path)
+    first.pop(SPLIT_COLUMN, None)
+    named = tuple(name for name in first if name in LABEL_NAMES)
+    if columns is not None:
+        texts = tuple(name for name in columns[:2] if name in first)
+        labels = tuple(columns[2:]) or tuple(name for name in named if name not in texts)
+    else:
+        try:
+            found = resolve_columns([first])
+            texts, labels = (found.query, *found.documents), (found.label,) if found.label else ()
+        except DataError:  # not every data set has two texts, and a command that needs them says so itself
+            texts, labels = (), named
+    untyped = table_format(Path(path)) in {"csv", "tsv"}
+    return _Used(
+        texts,
+        tuple(name for name in texts if isinstance(first[name], list)),
+        tuple(name for name in (*labels, NUM_RELEVANT) if untyped and name in first),
+    )
+
+
+def _typical_row(path: Name) -> Row:
+    """The first row of a table, with values of the next rows instead of None."""
+    rows = itertools.islice(read_rows(path), SAMPLE)
+    first = next(rows, {})
+    while None in first.values() and (row := next(rows, None)) is not None:
+        first = {name: row.get(name) if value is None else value for name, value in first.items()}
+    return first
+
+
+def _join_kinds(known: str | None, field: str, where: str, name: str) -> str:
+    """The type that holds a field and those before it.
+
+    Raises:
+        DataError: Some of them are numbers, and some are not.
+    """
+    kind = _kind(field)
+    if known is None or known == kind:
+        return kind
+    numbers = {"int64", "float64"}
+    if {known, kind} == numbers:
+        return "float64"
+    if not {known, kind} & numbers:
+        return "string"
+    problem = (
+        f"{short(field)} is no number, as {name!r} holds in the lines before"
+        if known in numbers
+        else f"{short(field)} is a number, and {name!r} holds none in the lines before"
+    )
+    raise DataError(f"{where}: {problem}. Filter such rows out, or write jsonl, whose values have types.")
+
+
+def _kind(field: str) -> str:
+    if _INTEGER.fullmatch(field):
+        return "int64"
+    if _NUMBER.fullmatch(field):
+        return "float64"
+    return "bool" if field.strip().lower() in _BOOLEANS else "string"
+
+
+def _with_kinds(schema: pa.Schema, kinds: dict[str, str]) -> pa.Schema:
+    import pyarrow as pa
+
+    for name, kind in kinds.items():
+        schema = schema.set(schema.get_field_index(name), pa.field(name, pa.type_for_alias(kind)))
+    return schema
+
+
+# -- splits ------------------------------------------------------------------------------------------------------------
+
+
+def _find_files(folder: Path) -> dict[str, Path]:
+    """The file of each split in a folder."""
+    stems = [(path.name.split(".")[0].lower(), path) for path in sorted(folder.iterdir()) if table_format(path)]
+    found = {SPLITS[stem]: path for stem, path in stems if stem in SPLITS}
+    if not found:
+        raise DataError(
+            f"{str(folder)!r} has no file of a split: expected train, validation and test as .csv, .tsv, .jsonl or "
+            ".parquet."
+        )
+    return found
+
+
+def _choose(source: str, split: str, splits: dict[str, Path] | DatasetDict) -> str:
     name = split if split in splits else SPLITS.get(split, split)
     if name not in splits:
         raise DataError(f"{source!r} has the splits {list(splits)}, but no {split!r}. Name one of those with --split.")
-    return splits[name]
+    return name
 
 
-def _load(source: str, config: str | None) -> DatasetDict:
-    path = Path(source)
-    if path.is_dir():
-        return _load_folder(path)
-    return _load_file(path) if path.is_file() else _load_from_hub(source, config)
-
-
-def _load_folder(folder: Path) -> DatasetDict:
-    from datasets import DatasetDict
-
-    found = {
-        SPLITS[_stem(path)]: path for path in sorted(folder.iterdir()) if table_format(path) and _stem(path) in SPLITS
-    }
-    if not found:
-        raise DataError(
-            f"No file of a split in {str(folder)!r}: expected train, validation and test as .csv, .tsv, .jsonl or .parquet."
-        )
-    return DatasetDict({split: _read(path) for split, path in found.items()})
-
-
-def _load_file(path: Path) -> DatasetDict:
-    from datasets import DatasetDict
-
-    rows = _read(path)
-    if "split" not in rows.column_names:
-        return DatasetDict({"train": rows})
-    splits: dict[str, list[int]] = {}
-    for index, name in enumerate(rows["split"]):
+def _divide(path: Path, rows: Dataset) -> DatasetDict:
+    """The rows of a file by their column `split`."""
+    indices: dict[str, list[int]] = {}
+    for index, name in enumerate(rows[SPLIT_COLUMN]):
         if name not in SPLITS:
-            raise DataError(f"Column 'split', row {index}: {name!r} is no split. Expected one of {list(SPLITS)}.")
-        splits.setdefault(SPLITS[name], []).append(index)
-    rows = rows.remove_columns("split")
-    return DatasetDict({split: rows.select(indices) for split, indices in splits.items()})
+            place = next(place for place, row in placed_rows(path) if row.get(SPLIT_COLUMN) == name)
+            raise DataError(f"{place}, column {SPLIT_COLUMN!r}: {name!r} is no split. Expected one of {list(SPLITS)}.")
+        indices.setdefault(SPLITS[name], []).append(index)
+    rest = rows.remove_columns(SPLIT_COLUMN)
+    return _as_splits({split: rest.select(chosen) for split, chosen in indices.items()})
 
 
 def _load_from_hub(name: str, config: str | None) -> DatasetDict:
@@ -116,37 +297,19 @@ def _load_from_hub(name: str, config: str | None) -> DatasetDict:
         loaded: DatasetDict = load_dataset(name, config)
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise ConfigurationError(
-            f"{name!r} is neither a file nor a folder, and the Hub can't be reached or doesn't have it ({type(error).__name__}). "
-            "Name a folder or a file; the recipes also have --demo, which needs neither."
+            f"{name!r} is neither a file nor a folder, and the Hub can't be reached or doesn't have it "
+            f"({type(error).__name__}). Name a folder or a file; the recipes also have --demo, which needs neither."
         ) from error
     return loaded
 
 
 def _hold_out(splits: DatasetDict, seed: int) -> DatasetDict:
+    parts = splits["train"].train_test_split(test_size=HELD_OUT, seed=seed)
+    logger.info("There is no validation split: %d of %d rows are held out.", len(parts["test"]), len(splits["train"]))
+    return _as_splits({**splits, "train": parts["train"], "validation": parts["test"]})
+
+
+def _as_splits(splits: dict[str, Dataset]) -> DatasetDict:
     from datasets import DatasetDict
 
-    parts = splits["train"].train_test_split(test_size=HELD_OUT, seed=seed)
-    logger.info("No validation split: %d of %d rows are held out.", len(parts["test"]), len(splits["train"]))
-    rest = {name: split for name, split in splits.items() if name != "train"}
-    return DatasetDict({"train": parts["train"], "validation": parts["test"], **rest})
-
-
-def _read(path: Path) -> Any:
-    from datasets import load_dataset
-
-    name = table_format(path)
-    if name is None:
-        raise DataError(
-            f"{path} is no table: expected a name that ends in {', '.join(FORMATS)}, or one of these and .gz."
-        )
-    options: dict[str, Any] = {}
-    if LOADERS[name] == "csv":
-        # A text like "NA" or "null" is a text.
-        options = {"keep_default_na": False}
-    if name == "tsv":
-        options.update(sep="\t", quoting=csv.QUOTE_NONE)
-    return load_dataset(LOADERS[name], data_files=str(path), split="train", **options)
-
-
-def _stem(path: Path) -> str:
-    return path.name.split(".")[0].lower()
+    return DatasetDict(splits)

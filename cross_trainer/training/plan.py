@@ -49,6 +49,7 @@ from cross_trainer.saved.folder import (
     has_own_labels,
     name_labels,
     position_limit,
+    saved_text_columns,
     saved_truncation,
 )
 from cross_trainer.training.losses import (
@@ -301,7 +302,8 @@ def _look_at(dataset: Rows, collator: Any, config: Any, trained: Columns | None 
     if not isinstance(collator, PairCollator) and "input_ids" not in first:
         return Columns("input_ids", shape="tokens"), assume_labels(config)  # another collator's business
     asked = _asked(first, getattr(collator, "columns", None), trained)
-    columns = resolve_columns(dataset, asked, getattr(collator, "in_batch_negatives", 0))
+    negatives = getattr(collator, "in_batch_negatives", 0)
+    columns = resolve_columns(dataset, asked, negatives, trained_on=saved_text_columns(config))
     return columns, survey(rows, columns)
 
 

@@ -7,13 +7,11 @@ import sys
 
 import pytest
 from commands import error, invoke, labelled, make_rows, run, save, stop_after, write_table
-from conftest import SENTENCES
 from datasets import Dataset
 
 import cross_trainer
 from cross_trainer.commands import cli
 from cross_trainer.commands.cli import main
-from cross_trainer.data.tables import read_rows
 from cross_trainer.scoring.cross_encoder import CrossEncoder
 
 
@@ -32,9 +30,9 @@ def test_the_options_of_the_model_arrive(tmp_path, model, monkeypatch):
                 name, **{key: value for key, value in options.items() if key not in {"revision", "trust_remote_code"}}
             )
 
-        def predict_iter(self, rows, window, **options):
+        def score_windows(self, rows, window, **options):
             seen["window"] = window
-            return super().predict_iter(rows, window, **options)
+            return super().score_windows(rows, window, **options)
 
     monkeypatch.setattr("cross_trainer.scoring.cross_encoder.CrossEncoder", Spy)
     options = {
@@ -79,8 +77,8 @@ def test_the_options_of_the_model_arrive(tmp_path, model, monkeypatch):
 
 
 def test_no_output_is_replaced_unasked(tmp_path, model, monkeypatch):
-    for name in ("load_split", "rank_files.TextStore", "score_file.load_model"):
-        monkeypatch.setattr(f"cross_trainer.{'' if '.' in name else 'cli.'}{name}", None)
+    for name in ("mine.load_split", "evaluate.load_split", "rank.TextStore", "score.load_encoder"):
+        monkeypatch.setattr(f"cross_trainer.commands.{name}", None)
     source, output = write_table(tmp_path / "in.csv", make_rows(3)), tmp_path / "out.jsonl"
     output.write_text("a thesis")
     for argv in (
@@ -116,7 +114,7 @@ def test_control_c_says_how_to_go_on(tmp_path, model, monkeypatch):
     argv = ["score", source, "-o", tmp_path / "out.csv", "-m", model, "--window", 5]
     with monkeypatch.context() as patch:
         stop_after(patch, 2, KeyboardInterrupt)
-        assert "interrupted. Run the same command again: it goes on" in run(*argv, code=130).stderr
+        assert "interrupted. Run the same command again: it continues" in run(*argv, code=130).stderr
     run(*argv)
 
 
@@ -190,60 +188,6 @@ def test_help_is_enough_and_needs_nothing_heavy():
         told = run(command, "--help").stdout
         assert f"  Example:\n    cross-trainer {command} " in told
         assert "[required]" in told
-    version = [sys.executable, "-m", "cross_trainer.commands.cli", "--version"]
+    version = [sys.executable, "-m", "cross_trainer", "--version"]
     module = subprocess.run(version, capture_output=True, text=True, check=True)
     assert module.stdout == f"cross-trainer {cross_trainer.__version__}\n"
-
-
-# -- mine --------------------------------------------------------------------------------------------------------------
-
-
-def test_negatives_are_mined_from_a_corpus(tmp_path, model):
-    positives = [
-        {"query": query, "answer": f"{query} {SENTENCES[index - 1]} indeed"} for index, query in enumerate(SENTENCES)
-    ]
-    Dataset.from_list(positives).to_csv(tmp_path / "rows.csv", index=False)
-    corpus = write_table(
-        tmp_path / "corpus.jsonl",
-        [{"id": str(index), "title": "t", "text": text} for index, text in enumerate(SENTENCES)],
-    )
-    argv = ["mine", tmp_path / "rows.csv", "--num-negatives", 1, "--output-format", "labeled-list"]
-    run(*argv, "-o", tmp_path / "own.jsonl")
-    run(*argv, "-o", tmp_path / "other.jsonl", "--corpus", corpus)
-    run(
-        *argv,
-        "-o",
-        tmp_path / "title.jsonl",
-        "--corpus",
-        corpus,
-        "--corpus-column",
-        "text",
-        "--model",
-        model,
-        "--max-score",
-        "1",
-        "--max-length",
-        "20",
-    )
-    own, other, scored = (list(read_rows(tmp_path / f"{name}.jsonl")) for name in ("own", "other", "title"))
-    assert own[0].keys() == {"query", "documents", "labels"}
-    assert all(row["documents"][1].endswith(" indeed") for row in own)
-    assert all(row["documents"][1] in SENTENCES for row in other + scored)
-    run(
-        "mine",
-        tmp_path / "rows.csv",
-        "-o",
-        tmp_path / "triplets.csv",
-        "--num-negatives",
-        2,
-        "--range-max",
-        5,
-        "--sampling-strategy",
-        "random",
-        "--seed",
-        1,
-    )
-    assert list(next(read_rows(tmp_path / "triplets.csv"))) == ["query", "answer", "negative"]
-    assert "compares scores, and there is no scorer" in error(*argv, "-o", tmp_path / "x.jsonl", "--min-score", 0.5)
-    assert "a tsv can't hold every text" in error(*argv, "-o", tmp_path / "x.tsv")
-    assert "no column 'body'" in error(*argv, "-o", tmp_path / "x.csv", "--corpus", corpus, "--corpus-column", "body")

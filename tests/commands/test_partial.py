@@ -19,7 +19,7 @@ def test_windows_are_kept_and_counted(tmp_path):
     assert partial.count(3) == 1
     partial.save(1, scores[3:6])
     assert partial.count(3) == 3
-    assert np.array_equal(np.stack(list(partial.scores(3))), scores)
+    assert np.array_equal(np.concatenate(list(partial.scores(3))), scores)
     again = PartialScores(partial.folder)
     again.begin({"model": "m"})
     assert again.count(3) == 3

@@ -166,10 +166,15 @@ def test_columns_are_found_and_can_be_named(tmp_path, model, encoder):
         (QUERIES, [*CORPUS, {"id": "d\xa01", "text": "a"}], [], "has the id 'd\\xa01'"),
         ([*QUERIES, QUERIES[0]], CORPUS, [], "query id 'q0' occurs twice"),
         (QUERIES, [*CORPUS, CORPUS[3]], [], "id 'd3' occurs twice"),
-        ([{"id": None, "text": "a"}], CORPUS, [], "row 0: None is no id"),
-        (QUERIES, [*CORPUS, {"id": "x", "text": None}], [], "column 'text', row 24: expected a text, found None"),
+        ([{"id": None, "text": "a"}], CORPUS, [], "queries.jsonl, line 1, column 'id': None is no id"),
+        (
+            QUERIES,
+            [*CORPUS, {"id": "x", "text": None}],
+            [],
+            "corpus.jsonl, line 25, column 'text': expected a text, found None",
+        ),
         ([{"name": "q", "text": "a"}], CORPUS, [], "no column id, _id, qid"),
-        ([{"id": "q"}], CORPUS, [], "no column of text beside 'id'.*--query-text"),
+        ([{"id": "q"}], CORPUS, [], "no column of text, only 'id'.*--query-text"),
         (QUERIES, CORPUS, ["--document-id", "key"], "no column 'key'.*--document-id"),
         (QUERIES, CORPUS, ["--format", "xml"], "--format trec or jsonl"),
         (QUERIES, CORPUS, ["-o", "out.csv"], "--format trec or jsonl"),
@@ -179,7 +184,7 @@ def test_columns_are_found_and_can_be_named(tmp_path, model, encoder):
 def test_what_cannot_be_ranked_is_told_before_the_model_is_loaded(
     tmp_path, model, monkeypatch, queries, corpus, options, message
 ):
-    monkeypatch.setattr(rank_files_module, "load_model", None)
+    monkeypatch.setattr(rank_files_module, "load_encoder", None)
     paths = [tmp_path / "queries.jsonl", tmp_path / "corpus.jsonl"]
     for path, rows in zip(paths, (queries, corpus), strict=True):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -194,9 +199,11 @@ def test_candidates_that_do_not_fit_are_told(tmp_path, model, classes, search):
     write_run(tmp_path / "others.run", {"other": {"d0": 1.0}})
     assert "candidates for none of the 5 queries" in error(*argv, tmp_path / "others.run")
     write_table(tmp_path / "names.csv", [{"query": "q0", "doc": "d0"}])
-    assert "Name those of the ids" in error(*argv, tmp_path / "names.csv")
+    assert "Rename those of the ids" in error(*argv, tmp_path / "names.csv")
     write_table(tmp_path / "twice.csv", [{"qid": "q0", "docid": "d0"}] * 2)
-    assert "row 1: document 'd0' occurs a second time for query 'q0'" in error(*argv, tmp_path / "twice.csv")
+    assert "twice.csv, line 3: document 'd0' occurs a second time for query 'q0'" in error(
+        *argv, tmp_path / "twice.csv"
+    )
     assert "3 labels" in error("rank", *search, "-o", tmp_path / "out.trec", "-m", classes)
     assert not list(tmp_path.glob("out*"))
 

@@ -22,7 +22,7 @@ from conftest import build_model, build_tokenizer
 
 from cross_trainer.commands import score as score_file_module
 from cross_trainer.commands.partial import PartialScores
-from cross_trainer.commands.score import progress, score_file
+from cross_trainer.commands.score import score_file, show_progress
 from cross_trainer.data.tables import read_rows
 from cross_trainer.scoring.cross_encoder import CrossEncoder
 
@@ -96,20 +96,20 @@ def test_options_change_the_scores_as_they_do_in_python(tmp_path, model, options
 
 
 def test_rows_are_checked_before_the_model_is_loaded(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(score_file_module, "load_model", None)
+    monkeypatch.setattr(score_file_module, "load_encoder", None)
     rows = make_rows(5)
     write_table(tmp_path / "in.jsonl", [*rows, {**rows[0], "second": None}])
     told = error("score", tmp_path / "in.jsonl", "-o", tmp_path / "out.csv", "-m", model)
-    assert "Column 'second', row 5: expected a text, found None (NoneType). Filter such rows out" in told
+    assert "in.jsonl, line 6, column 'second': expected a text, found None (NoneType). Filter such rows out" in told
     write_table(tmp_path / "in.csv", rows)
-    assert "holds a tab or a line break" in error("score", tmp_path / "in.csv", "-o", tmp_path / "out.tsv", "-m", model)
+    assert "has a tab or a line break" in error("score", tmp_path / "in.csv", "-o", tmp_path / "out.tsv", "-m", model)
     assert "no column 'nowhere'" in error(
         "score", tmp_path / "in.csv", "-o", tmp_path / "o.csv", "-m", model, "--text-columns", "first", "nowhere"
     )
     assert "error: " + str(tmp_path / "none.csv") + ": No such file" in error(
         "score", tmp_path / "none.csv", "-o", "out.csv", "-m", model
     )
-    assert "no name of a table" in error("score", tmp_path / "in.csv", "-o", tmp_path / "out.xls", "-m", model)
+    assert "is not the name of a table" in error("score", tmp_path / "in.csv", "-o", tmp_path / "out.xls", "-m", model)
     assert not list(tmp_path.glob("o*"))
 
 
@@ -156,7 +156,7 @@ FORKS = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 from cross_trainer.commands import cli
-    from cross_trainer.data import tables
+from cross_trainer.data import tables
 
 replace = os.replace
 
@@ -240,7 +240,7 @@ def test_what_is_done_is_not_done_again(tmp_path, model, monkeypatch, caplog):
         stop_after(patch, 3)
         with pytest.raises(RuntimeError):
             run(*argv)
-    assert "Going on with row 10 of 20" in caplog.text
+    assert "Continuing with row 10 of 20" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in before} == before
     run(*argv)
     assert np.abs(scores_in(tmp_path / "out.csv") - expected(model, make_rows(20))).max() < 1e-6
@@ -309,7 +309,7 @@ def test_overwriting_goes_on_too(tmp_path, model, monkeypatch, caplog):
     assert (tmp_path / "out.csv").read_text() == "a thesis"
     with caplog.at_level(logging.INFO):
         run(*argv)
-    assert "Going on with row 10 of 20" in caplog.text
+    assert "Continuing with row 10 of 20" in caplog.text
     assert len(scores_in(tmp_path / "out.csv")) == 20
 
 
@@ -365,12 +365,10 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize("stderr", [io.StringIO(), Terminal()])
 def test_progress_is_shown_to_who_watches(monkeypatch, stderr):
     monkeypatch.setattr(sys, "stderr", stderr)
-    with progress(100, 40) as bar:
-        bar.update(30)
-        bar.refresh()
-        started = bar.format_dict["initial"]
+    windows = [np.zeros((20, 1)), np.zeros((10, 1))]
+    assert list(map(len, show_progress(windows, 100, 40))) == [20, 10]
     if stderr.isatty():
-        assert started == 40
+        assert "Scoring:  40%" in stderr.getvalue()
         assert re.search(r"Scoring:  70%.*70/100 \[00:00<00:.*pairs/s", stderr.getvalue())
     else:
         assert not stderr.getvalue()

@@ -1,4 +1,4 @@
-"""Training on any labelled data and measuring on it: what follows from the labels, and what is refused in one line."""
+"""Training on any labelled data: what follows from the labels, and what is refused in one line."""
 
 from __future__ import annotations
 
@@ -6,101 +6,21 @@ import dataclasses
 import json
 import logging
 
-import numpy as np
 import pytest
 from commands import error, labelled, make_rows, run, save
 from datasets import Dataset
 from transformers import TrainingArguments
 
 from cross_trainer.commands import cli
-from cross_trainer.training import losses
 from cross_trainer.commands.train import TrainArguments, make_loss
 from cross_trainer.errors import ConfigurationError
-from cross_trainer.metrics.pairs import binary_metrics
-from cross_trainer.scoring.cross_encoder import CrossEncoder
+from cross_trainer.training import losses
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return save(tmp_path_factory.mktemp("model"))
 
-
-@pytest.fixture(scope="module")
-def classes(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("classes"), 3)
-
-
-@pytest.fixture(scope="module")
-def encoder(model):
-    return CrossEncoder(model)
-
-
-# -- evaluate ----------------------------------------------------------------------------------------------------------
-
-
-def test_metrics_are_those_of_the_scores(tmp_path, model, encoder):
-    rows = labelled()
-    Dataset.from_list(rows).to_csv(tmp_path / "rows.csv", index=False)
-    told = run("evaluate", model, tmp_path / "rows.csv", "--confidence", "0.9", "-o", tmp_path / "metrics.json").stdout
-    logits = encoder.predict(
-        [(row["first"], row["second"]) for row in rows], activation="logits", show_progress_bar=False
-    )
-    evaluation = type("Evaluation", (), {"predictions": logits, "label_ids": np.array([row["label"] for row in rows])})
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics == pytest.approx({**binary_metrics(confidence=0.9)(evaluation), "loss": metrics["loss"]}, abs=1e-5)
-    assert "90 % interval" in told
-    low, high = (metrics[f"average_precision_{bound}"] for bound in ("low", "high"))
-    assert f"average_precision            {metrics['average_precision']:>9.4f}   [{low:.4f}, {high:.4f}]" in told
-    assert told.splitlines()[-1].split() == ["rows", "24"]
-    assert "runtime" not in told + str(metrics)
-    plain = run("evaluate", model, tmp_path / "rows.csv", "--batch-size", 5).stdout
-    assert "interval" not in plain
-    assert f"average_precision            {metrics['average_precision']:>9.4f}" in plain
-
-
-def test_the_split_and_the_columns_count(tmp_path, model, classes):
-    folder = tmp_path / "data"
-    for split, count in (("train", 9), ("validation", 6), ("test", 3)):
-        Dataset.from_list(labelled(count=count)).to_json(folder / f"{split}.jsonl")
-
-    def rows(*options):
-        return int(run("evaluate", model, folder, *options).stdout.split()[-1])
-
-    assert (rows(), rows("--split", "test"), rows("--split", "train")) == (6, 3, 9)
-    assert "no 'other'" in error("evaluate", model, folder, "--split", "other")
-    named = [
-        {"first": row["first"], "second": row["second"], "third": row["second"][::-1], "gold": row["label"]}
-        for row in labelled()
-    ]
-    Dataset.from_list(named).to_parquet(tmp_path / "named.parquet")
-    argv = ["evaluate", model, tmp_path / "named.parquet"]
-    assert "has no label among the columns ['first', 'second', 'third', 'gold']" in error(
-        *argv, "--text-columns", "first", "second"
-    )
-    assert "no column 'fourth'" in error(*argv, "--text-columns", "first", "fourth", "--label-column", "gold")
-    assert "needs --text-columns" in error(*argv, "--label-column", "gold")
-    usual, other = (
-        run(*argv, "--text-columns", "first", name, "--label-column", "gold").stdout for name in ("second", "third")
-    )
-    assert usual != other
-    assert (
-        usual != run(*argv, "--text-columns", "first", "second", "--label-column", "gold", "--max-length", "6").stdout
-    )
-    Dataset.from_list(labelled(lambda index: ["yes", "no", "maybe"][index % 3])).to_csv(
-        tmp_path / "classes.csv", index=False
-    )
-    assert "f1_maybe" in run("evaluate", classes, tmp_path / "classes.csv").stdout
-    assert "confidence" in error("evaluate", model, folder, "--confidence", "95")
-
-
-def test_what_is_undefined_is_null(tmp_path, model, caplog):
-    Dataset.from_list(labelled(lambda _: 1)).to_csv(tmp_path / "rows.csv", index=False)
-    run("evaluate", model, tmp_path / "rows.csv", "-o", tmp_path / "metrics.json")
-    assert "all 24 labels are 1" in caplog.text
-    assert json.loads((tmp_path / "metrics.json").read_text())["average_precision"] is None
-
-
-# -- train -------------------------------------------------------------------------------------------------------------
 
 BRIEFLY = [
     "--use_cpu",
@@ -284,7 +204,7 @@ def test_what_train_cannot_do_is_one_line(tmp_path, model):
     assert "Unknown arguments '--demo'" in error(*argv, "--demo")
     assert "no column 'nowhere'" in error(*argv, "--text_columns", "first", "nowhere")
     assert "--loss HingeLoss: expected one of ADRMSELoss" in error(*argv, "--loss", "HingeLoss")
-    assert "Go on from the last checkpoint with --resume_from_checkpoint true" in cli.HOW_TO_GO_ON["train"]
+    assert "Continue from the last checkpoint with --resume_from_checkpoint true" in cli.HOW_TO_GO_ON["train"]
 
 
 def test_losses_are_written_as_they_are_shown():

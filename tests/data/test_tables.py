@@ -64,7 +64,8 @@ def write(path, rows, schema=None):
 
 def joined(source, target, scores, names=("score",)):
     found = check_table(source, Format.of(target))
-    join_scores(source, target, Format.of(target), found, names, iter(np.asarray(scores, np.float32)))
+    windows = np.split(np.asarray(scores, np.float32), range(3, len(scores), 3))
+    join_scores(source, target, Format.of(target), found, names, windows if len(scores) else [])
     return found
 
 
@@ -121,15 +122,15 @@ def test_files_of_other_tools_are_read(tmp_path):
     [
         ("a.csv", b"", "a.csv is empty: expected a first line"),
         ("a.csv", b"a,b,a\n1,2,3\n", "two columns 'a'"),
-        ("a.csv", b"a,b\n1,2\n1,2,3\n", "line 3: 3 fields where the first line has 2.*quotes around"),
-        ("a.tsv", b"a\tb\n1\n", "line 2: 1 fields where the first line has 2"),
-        ("a.csv", b'a,b\n1,"open\n1,2\n', "no csv that can be read.*Mend the quotes"),
-        ("a.csv", "a,b\nnaïve,2\n".encode("latin-1"), "no UTF-8.*iconv"),
-        ("a.jsonl", b'{"a": 1}\n{"a": \n', "line 2: no JSON.*one object a line"),
+        ("a.csv", b"a,b\n1,2\n1,2,3\n", "line 3: 3 fields, but the first line has 2.*quotes around"),
+        ("a.tsv", b"a\tb\n1\n", "line 2: 1 fields, but the first line has 2"),
+        ("a.csv", b'a,b\n1,"open\n1,2\n', "can't be read as csv.*Correct the quotes"),
+        ("a.csv", "a,b\nnaïve,2\n".encode("latin-1"), "not UTF-8.*iconv"),
+        ("a.jsonl", b'{"a": 1}\n{"a": \n', "line 2: not JSON.*one object per line"),
         ("a.json", b'[{"a": 1}]', "line 1: expected an object.*jq -c"),
-        ("a.parquet", b"a,b\n", "no parquet file"),
-        ("a.csv.gz", b"a,b\n", "no complete gzip file"),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-9], "no complete gzip file"),
+        ("a.parquet", b"a,b\n", "not a parquet file"),
+        ("a.csv.gz", b"a,b\n", "not a complete gzip file"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-9], "not a complete gzip file"),
     ],
 )
 def test_a_file_that_is_not_what_its_name_says_is_one_line(tmp_path, name, content, message):
@@ -146,7 +147,7 @@ def test_a_file_that_is_not_what_its_name_says_is_one_line(tmp_path, name, conte
 
 @pytest.mark.parametrize("name", ["a.xls", "a", "a.parquet.gz", "csv"])
 def test_other_names_are_refused(name):
-    with pytest.raises(ConfigurationError, match=r"no name of a table.*\.csv.*\.parquet"):
+    with pytest.raises(ConfigurationError, match=r"not the name of a table.*\.csv.*\.parquet"):
         Format.of(name)
 
 
@@ -185,17 +186,19 @@ def test_a_bad_text_names_column_row_and_remedy(tmp_path, suffix, target, value,
     path = tmp_path / f"t.{suffix}"
     write(path, rows) if suffix == "jsonl" else parquet.write_table(pa.Table.from_pylist(rows), path)
     with pytest.raises(
-        DataError, match=f"Column 'second', row {len(rows) - 1}: expected a text, {message}.*Filter such rows out"
+        DataError,
+        match=f"t.{suffix}, {'line 4' if suffix == 'jsonl' else f'row {len(rows) - 1}'}, column 'second': "
+        f"expected a text, {message}.*Filter such rows out",
     ):
         check_table(path, Format(target), ["first", "second"])
 
 
 def test_texts_that_are_not_there_are_named(tmp_path):
     write(tmp_path / "t.jsonl", [{"a": "x", "b": "y"}, {"a": "x", "c": "y"}])
-    with pytest.raises(DataError, match=r"Column 'b', row 1: missing; the row has \['a', 'c'\]"):
+    with pytest.raises(DataError, match=r"t.jsonl, line 2, column 'b': missing; the row has \['a', 'c'\]"):
         check_table(tmp_path / "t.jsonl", Format("jsonl"))
     (tmp_path / "half.jsonl").write_text('{"a": "x", "b": "\\ud800"}\n')
-    with pytest.raises(DataError, match=r"Column 'b', row 0: .* half of a surrogate pair"):
+    with pytest.raises(DataError, match=r"half.jsonl, line 1, column 'b': .* half of a surrogate pair"):
         check_table(tmp_path / "half.jsonl", Format("jsonl"))
     write(tmp_path / "one.csv", [{"id": "1", "a": "x", "label": "1"}])
     with pytest.raises(
@@ -203,16 +206,16 @@ def test_texts_that_are_not_there_are_named(tmp_path):
     ):
         check_table(tmp_path / "one.csv", Format("csv"))
     write(tmp_path / "lists.jsonl", [{"a": "x", "documents": ["y", "z"], "labels": [0, 1]}])
-    with pytest.raises(DataError, match=r"not pairs of texts\. Write one pair a row"):
+    with pytest.raises(DataError, match=r"not pairs of texts\. Write one pair per row"):
         check_table(tmp_path / "lists.jsonl", Format("csv"))
 
 
 @pytest.mark.parametrize(
     ("value", "target", "message"),
     [
-        ("x\ty", "tsv", "row 1: 'x.ty' holds a tab or a line break"),
-        ("x\ry", "tsv", "row 1: .* holds a tab or a line break"),
-        (b"\x00", "csv", "row 1: .* are bytes, which a text format can't hold"),
+        ("x\ty", "tsv", "t.parquet, row 1: 'x.ty' has a tab or a line break"),
+        ("x\ry", "tsv", "row 1: .* has a tab or a line break"),
+        (b"\x00", "csv", "row 1: .* is of type bytes, which a text format can't hold"),
         (b"\x00", "jsonl", "row 1: .* is of type bytes, which JSON can't hold"),
         ([{"k": b"\x00"}], "tsv", "row 1: .* is of type bytes"),
     ],
@@ -240,7 +243,9 @@ def test_parquet_takes_one_type_a_column(tmp_path, monkeypatch):
         "late": "list<item: bool>",
     }
     write(tmp_path / "mixed.jsonl", [*rows, {"a": "x", "b": "y", "n": "three"}])
-    with pytest.raises(DataError, match=r"Column 'n', rows 6 to 6: the values are of several types.*Write \.jsonl"):
+    with pytest.raises(
+        DataError, match=r"mixed.jsonl, lines 7 to 7, column 'n': the values are of several types.*Write \.jsonl"
+    ):
         check_table(tmp_path / "mixed.jsonl", Format("parquet"))
 
 

@@ -34,4 +34,3 @@ from .training.losses import RankNetLoss as RankNetLoss
 from .training.trainer import CrossEncoderTrainer as CrossEncoderTrainer
 
 __version__: str
-__all__: list[str]

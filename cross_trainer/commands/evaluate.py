@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cross_trainer.commands.arguments import name_columns
-from cross_trainer.commands.score import load_encoder, show_progress
+from cross_trainer.commands.score import load_encoder, show_progress, trained_columns
 from cross_trainer.commands.train import check_columns
 from cross_trainer.data.columns import IGNORED_LABEL, NUM_RELEVANT, Columns, Rows, iterate
 from cross_trainer.data.splits import load_split
 from cross_trainer.data.tables import Name, check_output, replacing
 from cross_trainer.errors import DataError
-from cross_trainer.saved.folder import saved_text_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,11 +72,8 @@ def evaluate_dataset(
         check_output(output, overwrite)
     columns = name_columns(text_columns, label_column)
     rows = load_split(dataset, split, dataset_config, columns)
-    if columns is not None:
-        check_columns(dataset, rows, columns)  # before the model is loaded
-    encoder = load_encoder(model, **options)
-    check_columns(dataset, rows, columns, trained_on=saved_text_columns(encoder.config))
-    values = measure(encoder, rows, columns, confidence, batch_size)
+    check_columns(dataset, rows, columns, trained_on=trained_columns(model, **options))
+    values = measure(load_encoder(model, **options), rows, columns, confidence, batch_size)
     _print_metrics(values, len(rows), confidence)
     if output is not None:
         with replacing(output) as path:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cross_trainer.commands.score import WINDOW, load_encoder, show_progress
-from cross_trainer.data.columns import LABEL_NAMES
+from cross_trainer.data.columns import find_text
 from cross_trainer.data.tables import (
     Format,
     Name,
@@ -119,7 +119,7 @@ def rank_files(
 
 
 def choose_text(path: Name, first: Row, asked: str | None, option: str, ids: Collection[str] = ID_NAMES) -> str:
-    """The column of a table's texts: the one asked for, `text`, or the first of text that is neither id nor label.
+    """The column of a table's texts: the one asked for, or else by `find_text`.
 
     Args:
         path: The table, for messages.
@@ -129,15 +129,15 @@ def choose_text(path: Name, first: Row, asked: str | None, option: str, ids: Col
         ids: The names of columns of ids.
 
     Raises:
-        DataError: There is no such column.
+        DataError: There is no such column, or it is ambiguous which one is meant.
     """
-    others = [name for name in first if name not in ids and name not in LABEL_NAMES]
-    texts = [name for name in others if isinstance(first[name], str | None)]
-    if asked is None and not texts:
-        raise DataError(f"{path} has no column of text, only {', '.join(map(repr, first))}. Name it with {option}.")
-    column = asked if asked is not None else "text" if "text" in texts else texts[0]
-    require_columns(path, list(first), [column], option)
-    return column
+    if asked is not None:
+        require_columns(path, list(first), [asked], option)
+        return asked
+    try:
+        return find_text(first, option, ids)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 class TextStore:

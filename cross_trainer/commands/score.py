@@ -11,6 +11,7 @@ Shapes: P pairs, W pairs of a window, C columns of scores.
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import hashlib
 import itertools
@@ -18,12 +19,14 @@ import logging
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import cross_trainer
 from cross_trainer.commands.partial import PartialScores
 from cross_trainer.data.tables import Format, Found, Name, check_output, check_table, join_scores, read_rows, replacing
 from cross_trainer.errors import ConfigurationError, CrossTrainerError, DataError
+from cross_trainer.saved.folder import saved_text_columns
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +72,7 @@ def score_file(
         source: A csv, tsv, jsonl or parquet file, recognised by its name.
         output: A file in any of these formats.
         model: A name on the Hub or a folder.
-        text_columns: The columns of the two texts. Default: the first two of text.
+        text_columns: The columns of the two texts. Default: those that the model was trained on, else by their names.
         score_column: The column to add; `score_column_<label>` for each label of a model with several.
         symmetric: Average the scores of (a, b) and (b, a).
         logits: Write raw logits, without the model's activation.
@@ -88,7 +91,7 @@ def score_file(
     if not partial.folder.exists():
         check_output(output, overwrite)
     digest = _sha256(source)
-    found = check_table(source, form, text_columns)
+    found = check_table(source, form, text_columns, None if text_columns else trained_columns(model, **options))
     logger.info("%s: %d pairs of %s", source, found.rows, " and ".join(map(repr, found.texts)) or "no columns")
     if found.empty:
         logger.warning("%d of the texts are empty. They are scored as they are.", found.empty)
@@ -176,14 +179,34 @@ def load_encoder(name: str, *, device: str | None = None, **options: Any) -> Cro
 
     from cross_trainer.scoring.cross_encoder import CrossEncoder
 
-    if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
-        raise ConfigurationError(f"The model {name!r} is a path, but there is no such folder.")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigurationError(f"--device {device}: {str(error).splitlines()[0]}") from error
-    try:
+    with _naming(name):
         return CrossEncoder(name, device=device, **options)
+
+
+def trained_columns(name: str, *, revision: str | None = None, **_options: Any) -> tuple[str, str] | None:
+    """The two text columns that a saved model was trained on, if its config knows them; takes what `load_encoder` takes.
+
+    Raises:
+        ConfigurationError: There is no such model.
+    """
+    from transformers import PretrainedConfig
+
+    with _naming(name):
+        settings, _ = PretrainedConfig.get_config_dict(name, revision=revision)
+        return saved_text_columns(SimpleNamespace(**settings))
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Name the model in errors of loading it."""
+    if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
+        raise ConfigurationError(f"The model {name!r} is a path, but there is no such folder.")
+    try:
+        yield
     except CrossTrainerError:
         raise
     except (OSError, ValueError) as error:

@@ -29,7 +29,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -281,6 +281,52 @@ def find_texts(
     raise DataError(
         f"It is ambiguous which columns are the two texts: {choice}. Name them with {option}. Columns of negatives are "
         "called 'negative', 'negative_1' and so on, or named in Columns(query, (positive, ...), shape='tuple')."
+    )
+
+
+def choose_texts(
+    dataset: Rows,
+    row: Mapping[str, Any],
+    trained_on: Sequence[str] | None = None,
+    option: str = "columns=(first, second)",
+) -> tuple[str, str]:
+    """The columns of a pair's two texts: those trained on where a row has them, else by `find_texts`.
+
+    Raises:
+        DataError: There are no two text columns, it is ambiguous which ones are meant, or they hold lists of documents.
+    """
+    first, second, *_ = find_texts(dataset, row, trained_on, option)
+    if is_list(row[second]):
+        raise DataError(
+            f"Column {second!r} holds a list of documents, not a text. Use rank(query, documents), write one pair a row, or "
+            f"name two columns of texts with {option}."
+        )
+    return first, second
+
+
+def find_text(first: Mapping[str, Any], option: str, ids: Collection[str] = ()) -> str:
+    """The column of a table of queries or documents that holds their texts.
+
+    It is called `text`, or is the only text column, or the only one called like a query or a document in `KNOWN_PAIRS`.
+
+    Args:
+        first: The table's first row.
+        option: What the caller's user decides with, for error messages.
+        ids: Columns that hold identifiers, whatever they are called.
+
+    Raises:
+        DataError: There is no text column, or it is ambiguous which one is meant.
+    """
+    texts = [name for name in text_columns(None, first) if name not in ids and not is_list(first[name])]
+    known = [name for name in texts if _plain(name) in {*_QUERIES, *_DOCUMENTS}]
+    named = [name for name in texts if _plain(name) == "text"]
+    for found in (named, texts, known):
+        if len(found) == 1:
+            return found[0]
+    if not texts:
+        raise DataError(f"There is no column of text, only {', '.join(map(repr, first))}. Name it with {option}.")
+    raise DataError(
+        f"It is ambiguous which column holds the texts: it could be {' or '.join(map(repr, texts))}. Name it with {option}."
     )
 
 

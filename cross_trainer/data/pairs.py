@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cross_trainer.data.columns import check_text, find_texts, is_list
+from cross_trainer.data.columns import check_text, choose_texts, is_list
 from cross_trainer.errors import ConfigurationError, DataError, short
 
 if TYPE_CHECKING:
@@ -87,26 +87,6 @@ def read_pairs(
         else:
             texts = row.texts if hasattr(row, "texts") else row
         yield _check_pair(texts, index)
-
-
-def choose_texts(
-    dataset: Any,
-    row: Mapping[str, Any],
-    trained_on: Sequence[str] | None = None,
-    option: str = "columns=(first, second)",
-) -> tuple[str, str]:
-    """The columns of a pair's two texts: those trained on where a row has them, else by `find_texts`.
-
-    Raises:
-        DataError: There are no two text columns, it is ambiguous which ones are meant, or they hold lists of documents.
-    """
-    first, second, *_ = find_texts(dataset, row, trained_on, option)
-    if is_list(row[second]):
-        raise DataError(
-            f"Column {second!r} holds a list of documents, not a text. Use rank(query, documents), write one pair a row, or "
-            f"name two columns of texts with {option}."
-        )
-    return first, second
 
 
 def _from_columns(

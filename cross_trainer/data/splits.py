@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cross_trainer
-from cross_trainer.data.columns import LABEL_NAMES, NUM_RELEVANT, resolve_columns
+from cross_trainer.data.columns import NUM_RELEVANT, is_label, resolve_columns
 from cross_trainer.data.tables import FORMATS, Name, Row, placed_rows, read_rows, scan_table, table_format
 from cross_trainer.errors import ConfigurationError, DataError, short
 
@@ -190,7 +190,7 @@ def _find_columns(path: Name, columns: Sequence[str] | None) -> _Used:
     """What the columns of a table are used for: as asked, or else by its first row."""
     first = _typical_row(path)
     first.pop(SPLIT_COLUMN, None)
-    named = tuple(name for name in first if name in LABEL_NAMES)
+    named = tuple(name for name in first if is_label(name))
     if columns is not None:
         texts = tuple(name for name in columns[:2] if name in first)
         labels = tuple(columns[2:]) or tuple(name for name in named if name not in texts)
@@ -221,8 +221,10 @@ def _join_kinds(known: str | None, field: str, where: str, name: str) -> str:
     """The type that holds a field and those before it.
 
     Raises:
-        DataError: Some of them are numbers, and some are not.
+        DataError: The field is empty, or some of them are numbers, and some are not.
     """
+    if not field.strip():
+        raise DataError(f"{where}: the field is empty. Fill it in, or filter such rows out.")
     kind = _kind(field)
     if known is None or known == kind:
         return kind

@@ -35,7 +35,7 @@ from os import PathLike
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
-from cross_trainer.data.columns import check_text, resolve_columns
+from cross_trainer.data.columns import check_text, choose_texts
 from cross_trainer.errors import ConfigurationError, DataError, short
 
 if TYPE_CHECKING:
@@ -268,20 +268,23 @@ def _open_parquet(path: Name) -> parquet.ParquetFile:
 # -- checking ----------------------------------------------------------------------------------------------------------
 
 
-def check_table(path: Name, target: Format, texts: Sequence[str] | None = None) -> Found:
+def check_table(
+    path: Name, target: Format, texts: Sequence[str] | None = None, trained_on: Sequence[str] | None = None
+) -> Found:
     """Read a table of pairs to count its rows, check its texts, and make sure that it can be written in another format.
 
     Args:
         path: The table.
         target: The format that it will be written in.
-        texts: The columns of the two texts. Default: the first two columns of text.
+        texts: The columns of the two texts. Default: those that the model was trained on, else by their names.
+        trained_on: The two text columns that the model was trained on.
 
     Raises:
         DataError: A text is missing, None or not a string, or a value can't be written in that format. The message
             names the file, the line, the column and the remedy.
     """
     if texts is None:
-        texts = _choose_texts(path)
+        texts = _choose_texts(path, trained_on)
     elif names := column_names(path):
         require_columns(path, names, texts, "--text-columns FIRST SECOND")
     if target.name == "parquet":
@@ -357,21 +360,14 @@ def require_columns(path: Name, names: Sequence[str], wanted: Iterable[str], opt
             raise DataError(f"{path} has no column {name!r}, but {list(names)}. Name the right one with {option}.")
 
 
-def _choose_texts(path: Name) -> tuple[str, ...]:
+def _choose_texts(path: Name, trained_on: Sequence[str] | None) -> tuple[str, ...]:
     first = next(read_rows(path), None)
     if first is None:
         return ()
     try:
-        found = resolve_columns([first])
+        return choose_texts([first], first, trained_on, "--text-columns FIRST SECOND")
     except DataError as error:
-        raise DataError(
-            f"{path}: no two columns of text among {list(first)}. Name them with --text-columns FIRST SECOND."
-        ) from error
-    if found.shape not in {"pair", "tuple"}:
-        raise DataError(
-            f"{path} holds lists of documents or tokens ({list(first)}), not pairs of texts. Write one pair per row."
-        )
-    return found.query, found.documents[0]
+        raise DataError(f"{path}: {error}") from error
 
 
 def _make_schema(names: Iterable[str], types: Mapping[str, pa.DataType]) -> pa.Schema:

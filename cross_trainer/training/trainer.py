@@ -235,9 +235,9 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
     def loader_made(self, loader: DataLoader[Any], is_training: bool) -> None:
         """Fill the last batches of training, where processes would get unequal shares."""
         processes = self.accelerator.num_processes
-        if is_training and processes > 1 and not self.args.dataloader_drop_last:
-            if isinstance(getattr(loader, "dataset", None), MappedItems):
-                fill_batches(loader, processes)
+        unequal = is_training and processes > 1 and not self.args.dataloader_drop_last
+        if unequal and isinstance(getattr(loader, "dataset", None), MappedItems):
+            fill_batches(loader, processes)
 
     def train_sampler(self, dataset: Rows | None) -> Sampler[int] | None:
         """Training's order; texts are grouped by their length without a column of it."""

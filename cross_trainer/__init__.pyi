@@ -31,6 +31,8 @@ from .training.losses import ListNetLoss as ListNetLoss
 from .training.losses import MarginMSELoss as MarginMSELoss
 from .training.losses import MSELoss as MSELoss
 from .training.losses import RankNetLoss as RankNetLoss
+from .training.plan import Plan as Plan
+from .training.plan import make_plan as make_plan
 from .training.trainer import CrossEncoderTrainer as CrossEncoderTrainer
 
 __version__: str

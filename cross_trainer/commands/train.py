@@ -10,7 +10,9 @@ from __future__ import annotations
 import ast
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
 
 import cross_trainer
 from cross_trainer.commands.arguments import RecipeArguments, finish, load_tokenizer
@@ -63,41 +65,50 @@ class TrainArguments(RecipeArguments):
         default=None,
         metadata={"help": "A loss: MSELoss, \"MSELoss(activation='identity')\", ... Default: by the labels."},
     )
+    truncation: Literal["longest_first", "only_first", "only_second"] | None = field(
+        default=None, metadata={"help": "Which text of a long pair is cut. Default: as the model was trained."}
+    )
+    dry_run: bool = field(default=False, metadata={"help": "Print what the training would do, and end."})
     in_batch_negatives: int = field(
         default=0, metadata={"help": "Positives of other rows to train each row (query, positive) against."}
     )
 
 
 def train_model(arguments: TrainArguments, training_arguments: TrainingArguments) -> None:
-    """Train a model on a data set, evaluate it, save it and show its scores of three pairs.
+    """Train a model on a data set, evaluate it, save it and show its scores of three pairs; or print the plan of it all.
 
     Raises:
         ConfigurationError: The data set, the model or the loss isn't there.
         DataError: The data can't be trained on.
     """
-    from cross_trainer.data.collator import PairCollator
+    from cross_trainer.training.plan import default_collator, make_plan
     from cross_trainer.training.trainer import CrossEncoderTrainer
 
     if not arguments.dataset:
         raise ConfigurationError("--dataset is missing: a file, a folder or the id of a data set on the Hub.")
     splits = load_splits(arguments.dataset, arguments.dataset_config, training_arguments.seed, arguments.columns())
     check_columns(arguments.dataset, splits["train"], arguments.columns(), arguments.in_batch_negatives)
-    trainer = CrossEncoderTrainer(
-        arguments.model,
-        training_arguments,
-        train_dataset=splits["train"],
-        eval_dataset=splits["validation"],
-        data_collator=PairCollator(
+    options: dict[str, Any] = {
+        "train_dataset": splits["train"],
+        "eval_dataset": splits["validation"],
+        "data_collator": default_collator(
+            arguments.model,
             load_tokenizer(arguments.model),
-            arguments.max_length,
+            arguments.truncation,
+            max_length=arguments.max_length,
             columns=arguments.columns(),
             swap=arguments.swap,
             in_batch_negatives=arguments.in_batch_negatives,
         ),
-        compute_loss_func=None if arguments.loss is None else make_loss(arguments.loss),
-        padding_free=arguments.padding_free,
-        max_tokens=arguments.max_tokens,
-    )
+        "compute_loss_func": None if arguments.loss is None else make_loss(arguments.loss),
+        "padding_free": arguments.padding_free,
+        "max_tokens": arguments.max_tokens,
+    }
+    if arguments.dry_run:
+        smoothing, device = training_arguments.label_smoothing_factor, training_arguments.device.type
+        typer.echo(repr(make_plan(arguments.model, **options, label_smoothing_factor=smoothing, device=device)))
+        return
+    trainer = CrossEncoderTrainer(arguments.model, training_arguments, **options)
     _choose_best_by(trainer)
     trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint)
     finish(trainer, splits)

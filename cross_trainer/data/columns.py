@@ -5,7 +5,7 @@ tuples `(a, b)` or `(a, b, label)`, or `InputExample(texts=[a, b], label=...)`. 
 column is for:
 
     >>> resolve_columns([{"qid1": "7", "question1": "Why?", "question2": "How?", "is_duplicate": 0}])
-    Columns(query='question1', documents=('question2',), label='is_duplicate', shape='pair', ...)
+    Columns(query='question1', documents=('question2',), label='is_duplicate')
 
 There are four shapes of row:
 
@@ -120,6 +120,11 @@ class Columns:
     label2id: Mapping[str, int] | None = None
     float_labels: bool = False
     label_width: int = 0
+
+    def __repr__(self) -> str:
+        """What isn't as it is by default."""
+        given = [each for each in dataclasses.fields(self) if getattr(self, each.name) != each.default]
+        return f"Columns({', '.join(f'{each.name}={getattr(self, each.name)!r}' for each in given)})"
 
     @property
     def names(self) -> list[str]:

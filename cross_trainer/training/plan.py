@@ -279,9 +279,14 @@ def load_planned(name: str, plan: Plan) -> PreTrainedModel:
 
 
 def default_collator(
-    model: torch.nn.Module | str | None, tokenizer: PreTrainedTokenizerBase | None = None
+    model: torch.nn.Module | str | None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    truncation: str | None = None,
+    **options: Any,
 ) -> PairCollator:
-    """A collator that reads pairs as the model was trained to, with the tokenizer that is saved beside it.
+    """A collator that reads pairs as the model was trained to, where `options` of `PairCollator` don't say otherwise.
+
+    Its tokenizer is the one that is saved beside the model, if none is given.
 
     Raises:
         ConfigurationError: The model was loaded from nowhere, so no tokenizer lies beside it.
@@ -291,8 +296,10 @@ def default_collator(
         if not name:
             raise ConfigurationError("No tokenizer: give processing_class, or a data_collator that has one.")
         tokenizer = AutoTokenizer.from_pretrained(name)
-    config = AutoConfig.from_pretrained(model) if isinstance(model, str) else getattr(model, "config", None)
-    return PairCollator(tokenizer, truncation=check_truncation(saved_truncation(config)))
+    if truncation is None:
+        config = AutoConfig.from_pretrained(model) if isinstance(model, str) else getattr(model, "config", None)
+        truncation = saved_truncation(config)
+    return PairCollator(tokenizer, truncation=check_truncation(truncation), **options)
 
 
 def _look_at(dataset: Rows, collator: Any, config: Any, trained: Columns | None = None) -> tuple[Columns, Survey]:

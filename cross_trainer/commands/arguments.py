@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import typer
+
 from cross_trainer.data.columns import resolve_columns
 from cross_trainer.errors import ConfigurationError
 
@@ -175,35 +177,36 @@ def finish(trainer: CrossEncoderTrainer, splits: DatasetDict) -> None:
     }
     trainer.save_model()
     if trainer.is_world_process_zero():
-        for name, metrics in results.items():
-            _print_metrics(name, metrics)
-        _print_scores(trainer, splits["validation"])
-        print(f"\nSaved in {trainer.args.output_dir}")  # noqa: T201
+        shown = [_show_metrics(name, metrics) for name, metrics in results.items()]
+        shown += [_show_scores(trainer, splits["validation"]), f"Saved in {trainer.args.output_dir}"]
+        typer.echo("\n" + "\n\n".join(shown))
     trainer.accelerator.wait_for_everyone()
     trainer.end()
 
 
-def _print_metrics(split: str, metrics: dict[str, float]) -> None:
-    print(f"\n{split}")  # noqa: T201
-    for key, value in metrics.items():
-        name = key.removeprefix(f"{split}_")
-        if isinstance(value, float) and name not in NO_QUALITY:
-            print(f"  {name:<24} {value:.4f}")  # noqa: T201
+def _show_metrics(split: str, metrics: dict[str, float]) -> str:
+    named = {key.removeprefix(f"{split}_"): value for key, value in metrics.items()}
+    lines = [
+        f"  {name:<24} {value:.4f}"
+        for name, value in named.items()
+        if isinstance(value, float) and name not in NO_QUALITY
+    ]
+    return "\n".join([split, *lines])
 
 
-def _print_scores(trainer: CrossEncoderTrainer, rows: Dataset) -> None:
-    """Print the scores that the saved model gives the first three pairs."""
+def _show_scores(trainer: CrossEncoderTrainer, rows: Dataset) -> str:
+    """The scores that the saved model gives the first three pairs."""
     from cross_trainer.scoring.cross_encoder import CrossEncoder
 
     columns = resolve_columns(rows, getattr(trainer.data_collator, "columns", None))
-    folder = str(trainer.args.output_dir)
-    model = CrossEncoder(folder)
+    model = CrossEncoder(str(trainer.args.output_dir))
     pairs = []
     for row in rows.select(range(min(3, len(rows)))):
         document = row[columns.documents[0]]
         pairs.append((row[columns.query], document[0] if isinstance(document, list) else document))
-    print(f"\nScores of the saved model, read back from {folder}")  # noqa: T201
     names = list((model.config.id2label or {}).values()) if model.num_labels > 1 else ["score"]
-    print("  " + "".join(f"{name:>15}" for name in names) + "  pair")  # noqa: T201
-    for pair, scores in zip(pairs, model.predict(pairs).reshape(len(pairs), -1), strict=True):
-        print("  " + "".join(f"{score:>15.4f}" for score in scores) + f"  {pair[0]} | {pair[1]}")  # noqa: T201
+    lines = [f"Scores of the saved model, read back from {trainer.args.output_dir}"]
+    lines.append("  " + "".join(f"{name:>15}" for name in names) + "  pair")
+    for (query, document), scores in zip(pairs, model.predict(pairs).reshape(len(pairs), -1), strict=True):
+        lines.append("  " + "".join(f"{score:>15.4f}" for score in scores) + f"  {query} | {document}")
+    return "\n".join(lines)

@@ -190,7 +190,9 @@ def demo_model() -> str:
 
 def load_data(arguments: RecipeArguments, demo: Callable[[], DatasetDict], seed: int = 0) -> DatasetDict:
     """The synthetic set with `--demo`, else the data set asked for."""
-    return demo() if arguments.demo else load_splits(arguments.dataset, arguments.dataset_config, seed)
+    if arguments.demo:
+        return demo()
+    return load_splits(arguments.dataset, arguments.dataset_config, seed, arguments.columns())
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

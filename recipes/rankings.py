@@ -266,9 +266,9 @@ def load_cross_encoder(name: str, option: str, device: torch.device) -> CrossEnc
     Raises:
         ConfigurationError: There is no such model, or it gives another number of scores.
     """
-    from cross_trainer.commands.score import load_model
+    from cross_trainer.commands.score import load_encoder
 
-    encoder = load_model(name, device=str(device))
+    encoder = load_encoder(name, device=str(device))
     if encoder.num_labels != 1:
         raise ConfigurationError(
             f"{option} {name!r} has num_labels={encoder.num_labels}, but a ranking needs one score per document."

@@ -1,7 +1,7 @@
 """TREC run and qrels files: the plain text that every evaluation tool for search reads.
 
-A run holds one line per scored document, `query Q0 document rank score tag`; qrels one per judged document,
-`query 0 document grade`. Both travel here as dicts of dicts, which `ir_measures` takes as they are:
+A run has one line per scored document, `query Q0 document rank score tag`; qrels have one per judged document,
+`query 0 document grade`. Here both are dicts of dicts, which `ir_measures` reads as well:
 
     run = {"q1": {"d7": 4.2, "d3": 1.5}}
     write_run("run.trec", run)
@@ -23,43 +23,57 @@ _QRELS_LINE = "query 0 document grade"
 
 
 def write_run(path: str | PathLike[str], run: Mapping[str, Mapping[str, float]], tag: str = "cross_trainer") -> None:
-    """Write scores as a TREC run: per query by falling score, equal scores by document id.
+    """Write scores as a TREC run. The documents of a query are ordered by descending score, and equal scores by id.
 
     A score is written with as many digits as it takes to read the same float back.
 
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "run.trec")
+        >>> write_run(path, {"q1": {"d3": 1.5, "d7": 4.25}}, tag="mine")
+        >>> print(path.read_text(), end="")
+        q1 Q0 d7 1 4.25 mine
+        q1 Q0 d3 2 1.5 mine
+        >>> read_run(path)
+        {'q1': {'d7': 4.25, 'd3': 1.5}}
+
     Args:
-        path: File to write, in UTF-8; what stood there is replaced.
+        path: The file to write, in UTF-8. An existing file is replaced.
         run: Query id to document id to score.
-        tag: Name of the run, the last field of each line.
+        tag: The name of the run, which is the last field of each line.
 
     Raises:
-        DataError: An id or the tag is empty or holds whitespace, or a score isn't finite.
+        DataError: An id or the tag is empty or has whitespace, or a score isn't finite.
     """
     check_id(tag, "the tag")
     _write(path, [line for query, scores in run.items() for line in run_lines(query, scores, tag)])
 
 
 def run_lines(query: str, scores: Mapping[str, float], tag: str = "cross_trainer") -> list[str]:
-    """One query's lines of a run, as `write_run` writes them, for runs that are larger than memory.
+    r"""The lines of one query as `write_run` writes them, for runs that are larger than memory.
+
+        >>> run_lines("q1", {"d3": 1.5, "d7": 4.25})
+        ['q1 Q0 d7 1 4.25 cross_trainer\n', 'q1 Q0 d3 2 1.5 cross_trainer\n']
 
     Raises:
-        DataError: An id is empty or holds whitespace, or a score isn't finite.
+        DataError: An id is empty or has whitespace, or a score isn't finite.
     """
     check_id(query, "a query")
     for document, score in scores.items():
         check_id(document, f"a document of query {query!r}")
         if not math.isfinite(score):
-            raise DataError(f"document {document!r} of query {query!r} has the score {score}; a run needs finite ones")
+            raise DataError(
+                f"document {document!r} of query {query!r} has the score {score}; a run needs finite scores"
+            )
     ranked = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
     return [f"{query} Q0 {doc} {rank} {float(score)!r} {tag}\n" for rank, (doc, score) in enumerate(ranked, 1)]
 
 
 def read_run(path: str | PathLike[str]) -> dict[str, dict[str, float]]:
-    """Read a TREC run: query id to document id to score, in the file's order. The ranks it states are ignored.
+    """Read a TREC run: query id to document id to score, in the order of the file. Its ranks are ignored.
 
     Raises:
-        DataError: A line without six fields, a score that is no finite number, or a document twice in one query.
-            The message names file and line.
+        DataError: A line doesn't have six fields, a score isn't a finite number, or a query has a document twice. The
+            message names the file and the line.
     """
     run: dict[str, dict[str, float]] = {}
     for where, (query, _, document, _, score, _) in _fields(path, _RUN_LINE):
@@ -68,7 +82,7 @@ def read_run(path: str | PathLike[str]) -> dict[str, dict[str, float]]:
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise DataError(f"{where}: the score {score!r} is no finite number; a line reads `{_RUN_LINE}`")
+            raise DataError(f"{where}: the score {score!r} is not a finite number; a line reads `{_RUN_LINE}`")
         add_document(run, query, document, value, where)
     return run
 
@@ -77,11 +91,11 @@ def write_qrels(path: str | PathLike[str], qrels: Mapping[str, Mapping[str, floa
     """Write judgements as TREC qrels, in the order given.
 
     Args:
-        path: File to write, in UTF-8; what stood there is replaced.
-        qrels: Query id to document id to grade. Grades are whole numbers (`1.0` will do): the format has no others.
+        path: The file to write, in UTF-8. An existing file is replaced.
+        qrels: Query id to document id to grade. The format only has whole numbers; `1.0` counts as one.
 
     Raises:
-        DataError: An id is empty or holds whitespace, or a grade is no whole number.
+        DataError: An id is empty or has whitespace, or a grade isn't a whole number.
     """
     lines = []
     for query, grades in qrels.items():
@@ -91,38 +105,44 @@ def write_qrels(path: str | PathLike[str], qrels: Mapping[str, Mapping[str, floa
             if not math.isfinite(grade) or grade != int(grade):
                 raise DataError(
                     f"document {document!r} of query {query!r} has the grade {grade}; qrels hold whole numbers: "
-                    "scale or round the grades first"
+                    "scale or round the grades"
                 )
             lines.append(f"{query} 0 {document} {int(grade)}\n")
     _write(path, lines)
 
 
 def read_qrels(path: str | PathLike[str]) -> dict[str, dict[str, int]]:
-    """Read TREC qrels: query id to document id to grade, in the file's order.
+    """Read TREC qrels: query id to document id to grade, in the order of the file.
 
     Raises:
-        DataError: A line without four fields, a grade that is no whole number, or a document twice in one query.
-            The message names file and line.
+        DataError: A line doesn't have four fields, a grade isn't a whole number, or a query has a document twice. The
+            message names the file and the line.
     """
     qrels: dict[str, dict[str, int]] = {}
     for where, (query, _, document, grade) in _fields(path, _QRELS_LINE):
         try:
             value = int(grade)
         except ValueError:
-            raise DataError(f"{where}: the grade {grade!r} is no whole number; a line reads `{_QRELS_LINE}`") from None
+            raise DataError(
+                f"{where}: the grade {grade!r} is not a whole number; a line reads `{_QRELS_LINE}`"
+            ) from None
         add_document(qrels, query, document, value, where)
     return qrels
 
 
 def check_id(text: object, what: str) -> None:
-    """Refuse what would not come back as one field: the format separates by whitespace and knows no quotes.
+    """Refuse an id that wouldn't be read back as one field: whitespace separates the fields, and there are no quotes.
+
+    Args:
+        text: The id.
+        what: What it identifies, for the message.
 
     Raises:
-        DataError: It is empty or holds whitespace.
+        DataError: The id is empty or has whitespace.
     """
     if not isinstance(text, str) or text.split() != [text]:
         raise DataError(
-            f"{what} has the id {text!r}; an id is a string of at least one character and without whitespace: "
+            f"{what} has the id {text!r}; an id is a string of at least one character, without whitespace: "
             "replace the whitespace, or number the ids"
         )
 
@@ -133,7 +153,7 @@ def _write(path: str | PathLike[str], lines: list[str]) -> None:
 
 
 def _fields(path: str | PathLike[str], form: str) -> Iterator[tuple[str, list[str]]]:
-    """Each line that isn't blank, as (its place for messages, its fields)."""
+    """The place of each line, for messages, and its fields. Blank lines are skipped."""
     expected = len(form.split())
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
@@ -148,10 +168,17 @@ def _fields(path: str | PathLike[str], form: str) -> Iterator[tuple[str, list[st
 
 
 def add_document(table: dict[str, dict[str, _T]], query: str, document: str, value: _T, where: str) -> None:
-    """Put a value into a table of query id to document id.
+    """Add a value to a table of query id to document id to value.
+
+    Args:
+        table: The table.
+        query: The query's id.
+        document: The document's id.
+        value: The value.
+        where: Its place, for the message.
 
     Raises:
-        DataError: The query has the document already; `where` is the place for the message.
+        DataError: The query already has the document.
     """
     documents = table.setdefault(query, {})
     if document in documents:

@@ -1,17 +1,22 @@
-"""The command line: what options reach, what is refused in one line, exit codes, help, and that nothing is replaced unasked."""
+"""The command line: options, refusals in one line, exit codes, help, and that nothing is replaced unasked."""
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
 import pytest
+import typer
 from commands import error, invoke, labelled, make_rows, run, save, stop_after, write_table
 from datasets import Dataset
+from transformers import TrainingArguments
 
 import cross_trainer
 from cross_trainer.commands import cli
-from cross_trainer.commands.cli import main
+from cross_trainer.commands.arguments import parse_arguments
+from cross_trainer.commands.cli import app, main
+from cross_trainer.commands.train import TrainArguments
 from cross_trainer.scoring.cross_encoder import CrossEncoder
 
 
@@ -191,3 +196,59 @@ def test_help_is_enough_and_needs_nothing_heavy():
     version = [sys.executable, "-m", "cross_trainer", "--version"]
     module = subprocess.run(version, capture_output=True, text=True, check=True)
     assert module.stdout == f"cross-trainer {cross_trainer.__version__}\n"
+
+
+# -- spelling ----------------------------------------------------------------------------------------------------------
+
+
+def flags_of(command):
+    return [name for option in typer.main.get_command(app).commands[command].params for name in option.opts]
+
+
+@pytest.mark.parametrize("command", ["score", "rank", "evaluate", "mine"])
+def test_flags_have_dashes_or_underscores(command):
+    long = [name for name in flags_of(command) if name.startswith("--") and "-" in name.removeprefix("--")]
+    assert len(long) >= 5
+    for name in long:
+        spellings = (name, f"--{name.removeprefix('--').replace('-', '_')}")
+        arguments = ["x"] if command == "mine" else ["x", "y"]
+        told = [invoke(command, *arguments, spelling).stderr for spelling in spellings]
+        assert "No such option" not in told[0]
+        assert told[0] == told[1]
+
+
+def test_flags_of_both_spellings_do_the_same(tmp_path, model):
+    source = write_table(tmp_path / "in.csv", make_rows(5))
+    argv = ["score", source, "-m", model]
+    run(*argv, "-o", tmp_path / "dashes.csv", "--text-columns", "second", "first", "--score-column", "my-score_x")
+    run(*argv, "-o", tmp_path / "underscores.csv", "--text_columns", "second", "first", "--score_column=my-score_x")
+    assert (tmp_path / "dashes.csv").read_bytes() == (tmp_path / "underscores.csv").read_bytes()
+    assert "my-score_x" in (tmp_path / "dashes.csv").read_text()
+
+
+def test_arguments_of_training_have_dashes_or_underscores():
+    values = {
+        "dataset_config": ["c"],
+        "text_columns": ["a", "b"],
+        "label_column": ["l"],
+        "max_length": ["32"],
+        "max_tokens": ["99"],
+        "padding_free": ["false"],
+        "in_batch_negatives": ["2"],
+    }
+    assert {entry.name for entry in dataclasses.fields(TrainArguments) if "_" in entry.name} == set(values)
+    for name, words in values.items():
+        one, other = (
+            parse_arguments(TrainArguments, {}, ["--output_dir", "x", "--use-cpu", f"--{spelling}", *words])[0]
+            for spelling in (name, name.replace("_", "-"))
+        )
+        assert one == other
+        assert getattr(one, name) != getattr(TrainArguments(), name)
+
+
+def test_every_training_argument_has_both_spellings():
+    told = run("train", "--help").stdout
+    for entry in dataclasses.fields(TrainingArguments):
+        if entry.init:
+            assert f"--{entry.name.replace('_', '-')}" in told
+            assert f"--{entry.name}" in told

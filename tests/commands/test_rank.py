@@ -1,4 +1,4 @@
-"""Rankings are those of the model's scores, in either format, and what can't be ranked is one line before the model is loaded."""
+"""Rankings are those of the model's scores, in either format; what can't be ranked is refused before a model loads."""
 
 from __future__ import annotations
 

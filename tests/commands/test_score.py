@@ -1,4 +1,4 @@
-"""What scoring a table makes of it, what is refused in one line, and that a killed command goes on to the same bytes."""
+"""What scoring a table writes, what is refused in one line, and that a killed command continues to the same bytes."""
 
 from __future__ import annotations
 

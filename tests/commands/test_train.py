@@ -126,8 +126,9 @@ def test_flags_override_the_file(tmp_path, model, monkeypatch):
     Dataset.from_list(labelled()).to_csv(tmp_path / "rows.csv", index=False)
     config = tmp_path / "config.yaml"
     config.write_text(
-        f"dataset: {tmp_path / 'rows.csv'}\nmodel: {model}\noutput_dir: {tmp_path / 'output'}\ntext_columns: [second, first]\n"
-        "label_column: label\nlearning_rate: 2e-5\neval_strategy: no\nsave_strategy: no\nload_best_model_at_end: false\n"
+        f"dataset: {tmp_path / 'rows.csv'}\nmodel: {model}\noutput_dir: {tmp_path / 'output'}\n"
+        "text-columns: [second, first]\nlabel_column: label\nlearning_rate: 2e-5\n"
+        "eval_strategy: no\nsave-strategy: no\nload_best_model_at_end: false\n"
         "use_cpu: true\nreport_to: none\nswap: yes\nmax_tokens: 300\nmax_length: null\nnum_train_epochs: 3\n"
         "accelerator_config: {dispatch_batches: false}\n"
     )
@@ -235,3 +236,19 @@ def test_help_of_train_lists_every_argument():
             assert (f"--{entry.name}" in told) == entry.init
     assert "cross-trainer train quora.yaml --num_train_epochs 2" in told
     assert "by the labels" in told
+
+
+def test_texts_that_look_like_numbers_are_texts(tmp_path, model):
+    texts = [("007", "7"), ("7", "007"), ("NA", "1e3"), ("true", "")] * 5
+    lines = "".join(f"{a},{b},{index % 2}\n" for index, (a, b) in enumerate(texts))
+    (tmp_path / "rows.csv").write_text(f"a,b,label\n{lines}")
+    argv = ["--dataset", tmp_path / "rows.csv", "--model", model, "--output_dir", tmp_path / "output", *BRIEFLY]
+    assert "average_precision" in run("train", *argv).stdout
+
+
+def test_what_is_asked_for_decides_which_column_is_a_number(tmp_path, model, monkeypatch):
+    (tmp_path / "rows.csv").write_text("label,b,gold\n" + "1,2,3\n" * 20)
+    argv = ["--dataset", tmp_path / "rows.csv", "--model", model, "--output_dir", tmp_path / "output"]
+    start = stop_at_the_trainer(monkeypatch)
+    seen = start(*argv, "--text-columns", "label", "b", "--label-column", "gold")
+    assert seen["train_dataset"][0] == {"label": "1", "b": "2", "gold": 3}

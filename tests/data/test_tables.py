@@ -22,6 +22,7 @@ from cross_trainer.data.tables import (
     read_rows,
     replacing,
     shortest,
+    taking,
 )
 from cross_trainer.errors import ConfigurationError, DataError
 
@@ -343,3 +344,14 @@ def test_nothing_half_written_takes_a_files_place(tmp_path):
         path.write_text("whole")
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out").read_text() == "whole"
+
+
+def test_rows_of_windows_are_taken_whatever_the_windows_sizes():
+    rows = np.arange(20, dtype=np.float32).reshape(10, 2)
+    for window in (1, 3, 10):
+        take = taking(np.split(rows, range(window, 10, window)))
+        assert np.array_equal(take(4), rows[:4])
+        assert np.array_equal(take(1), rows[4:5])
+        assert np.array_equal(take(5), rows[5:])
+    whole = taking([rows])(10)
+    assert np.array_equal(whole, rows)

@@ -90,7 +90,7 @@ def test_bad_run_lines_are_named(tmp_path, line, message):
     ("line", "message"),
     [
         ("q 0 d", "line 2: 3 fields instead of 4.*query 0 document grade"),
-        ("q 0 d 0.5", "line 2: the grade '0.5' is no whole number"),
+        ("q 0 d 0.5", "line 2: the grade '0.5' is not a whole number"),
         ("q0 0 d0 1", "line 2: document 'd0' occurs a second time"),
     ],
 )

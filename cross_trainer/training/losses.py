@@ -39,7 +39,7 @@ learning rate; `CrossEncoderTrainer` passes `count_items` instead. Half-precisio
 `score_activation` names what turns a trained model's logits into scores. `couples_rows` says whether the gradient of
 one row depends on other rows' logits.
 
-A setting outside its range raises a ConfigurationError, and so does a call where logits and labels don't match in shape.
+A setting outside its range raises a ConfigurationError, and so does a call whose logits and labels don't match.
 """
 
 from __future__ import annotations
@@ -363,14 +363,14 @@ class LambdaLoss:
 
 @dataclass(frozen=True)
 class MarginMSELoss:
-    """MarginMSE: ((s_0 - s_j) - (t_0 - t_j))^2 over all documents j > 0 of a query, with a teacher's scores t as labels.
+    """MarginMSE: ((s_0 - s_j) - (t_0 - t_j))^2 over documents j > 0 of a query, with a teacher's scores t as labels.
 
         >>> MarginMSELoss()(torch.tensor([3.0, 1.0, 2.0]), torch.tensor([[9.0, 8.0, 5.0]]))
         tensor(5.)
 
-    Labels are [G, D]. Document 0 is the positive and the others are negatives, as in rows `(query, positive, negative, ...)`. Only
-    differences of labels count: where only margins are known, labels are [margin, 0], or [0, -margin_1, -margin_2,
-    ...].
+    Labels are [G, D]. Document 0 is the positive and the others are negatives, as in rows `(query, positive, negative,
+    ...)`. Only differences of labels count: where only margins are known, labels are [margin, 0], or [0, -margin_1,
+    -margin_2, ...].
 
     Paper: Hofstätter et al. 2020, Improving Efficient Neural Ranking Models with Cross-Architecture Knowledge
     Distillation.

@@ -2,7 +2,7 @@
 
     compute_metrics=from_evaluate("accuracy", my_metric, evaluate.combine(["precision", "recall"]))
 
-P pairs, C classes or labels. What `cross_trainer.metrics` says of all metrics holds here too.
+P pairs, C classes or labels. `pairs.py` says what all metrics have in common.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class EvaluateMetrics:
         logits, labels = logits[keep], labels[keep]
         references = labels.astype(np.int64) if (labels == np.floor(labels)).all() else labels
         if not len(labels):
-            logger.warning("EvaluateMetrics: nothing to report, since there are no labelled rows")
+            logger.warning("EvaluateMetrics: nothing to report, because there are no labelled rows")
             return {}
         return report(self, lambda rows: (self._compute(logits[rows], references[rows]), []), len(labels))
 
@@ -79,7 +79,7 @@ class EvaluateMetrics:
             for key, value in _flat(found, name).items():
                 if key in values:
                     raise ConfigurationError(
-                        f"two modules report {key!r}; tell them apart: evaluate.combine(..., force_prefix=True)"
+                        f"two modules report {key!r}; give them prefixes: evaluate.combine(..., force_prefix=True)"
                     )
                 values[key] = value
         return values
@@ -107,30 +107,38 @@ def from_evaluate(
     seed: int = 0,
     **options: Any,
 ) -> EvaluateMetrics:
-    """Put modules of Hugging Face's `evaluate` into the place of our metrics.
+    """Use modules of Hugging Face's `evaluate` as metrics.
 
-    Takes logits [P], [P, 1] or [P, C] with labels [P], or [P, C] with labels [P, C] for several labels at once. Keys are the
-    modules' own; a value that is an array gets a key for each entry, `<key>_0` and so on.
+        >>> from transformers import EvalPrediction
+        >>> class Accuracy:
+        ...     def compute(self, predictions, references):
+        ...         return {"accuracy": (predictions == references).mean()}
+        >>> logits, labels = np.array([2.0, 1.0, -1.0, -2.0]), np.array([1, 0, 0, 0])
+        >>> from_evaluate(Accuracy(), predictions="labels")(EvalPrediction(logits, labels))
+        {'accuracy': 0.75}
+
+    Takes logits [P], [P, 1] or [P, C] with labels [P], or [P, C] with labels [P, C] for several labels at once. Keys
+    are the modules' own; a value that is an array gets a key for each entry, `<key>_0` and so on.
 
     Args:
-        *modules: Names for `evaluate.load` (which fetches them), or objects with
+        *modules: Names for `evaluate.load` (which downloads them), or objects with
             `compute(predictions=..., references=...)`: a loaded module, an `evaluate.combine` of several, your own
-            `evaluate.Metric`. `evaluate` itself is imported for names only.
-        predictions: What a module gets. "labels": class numbers, the highest logit's; for one logit, or several labels at
-            once, 0 and 1 by `threshold`. "scores": activated scores. "auto": labels for a module whose declared features are
-            integers (it would cut scores off to 0), scores for one that declares floats or calls its argument
-            `prediction_scores`; labels for several classes and scores otherwise if it declares nothing.
+            `evaluate.Metric`. `evaluate` itself is only imported for names.
+        predictions: What a module gets. "labels": the class of the highest logit; for one logit, or several labels at
+            once, 0 and 1 by `threshold`. "scores": activated scores. "auto": labels for a module whose declared
+            features are integers (it would truncate scores to 0), scores for one that declares floats or calls its
+            argument `prediction_scores`; if it declares nothing, labels for several classes and scores otherwise.
         threshold: An activated score >= threshold is a 1.
         activation: What turns a logit into a score. With "sigmoid", the scores of several classes are softmax's.
-        confidence: Level of the bootstrap intervals, between 0 and 1; None for none.
-        resamples: Draws of the bootstrap. Fewer than elsewhere, as a module takes some 10 ms for each.
-        seed: Of the bootstrap.
+        confidence: Level of the bootstrap intervals, between 0 and 1; None for no intervals.
+        resamples: Number of bootstrap draws; fewer than elsewhere, since a module takes about 10 ms for each.
+        seed: Seed of the bootstrap.
         **options: Passed on to each module's `compute`, as in `average="macro"`.
 
     Raises:
         MissingDependencyError: A name is given and `evaluate` isn't installed.
-        ConfigurationError: No module, an argument out of its range, or one that isn't a module; when called: shapes that
-            don't fit, two modules with one key, or a value that is no number.
+        ConfigurationError: There is no module, an argument isn't one, or one is out of its range; in a call, the shapes
+            don't match, two modules have the same key, or a value isn't a number.
     """
     loaded = tuple(_load(module) if isinstance(module, str) else module for module in modules)
     names = tuple(str(getattr(module, "name", None) or type(module).__name__) for module in loaded)
@@ -146,7 +154,7 @@ def _load(name: str) -> Any:
         import evaluate
     except ImportError as error:
         raise MissingDependencyError(
-            f"from_evaluate({name!r}) loads a module by its name, for which evaluate is needed: "
+            f"from_evaluate({name!r}) loads a module by name, which needs evaluate: "
             "pip install 'cross-trainer[evaluate]'"
         ) from error
     return evaluate.load(name)
@@ -159,7 +167,7 @@ def _wanted(module: Any) -> tuple[str, str]:
         wanted = {_wanted(part) for part in parts}
         if len(wanted) > 1:
             raise ConfigurationError(
-                "evaluate.combine joins modules for labels with modules for scores; pass them one by one"
+                "evaluate.combine joins modules for labels with modules for scores; pass them separately"
             )
         return wanted.pop()
     declared = getattr(module, "features", None) or {}
@@ -180,7 +188,7 @@ def _flat(found: Mapping[str, Any] | None, name: str) -> dict[str, float]:
             entries = np.asarray(value, dtype=np.float64)
         except (TypeError, ValueError):
             raise ConfigurationError(
-                f"{name} reports {key}={value!r}, which is no number; give modules that report numbers"
+                f"{name} reports {key}={value!r}, which isn't a number; use modules that report numbers"
             ) from None
         values |= (
             {key: float(entries)} if not entries.ndim else {f"{key}_{i}": float(v) for i, v in enumerate(entries.flat)}

@@ -1,22 +1,20 @@
-"""Metrics for pairs, classes and rankings, each a `compute_metrics` of any `transformers.Trainer`.
+"""Metrics for pairs and classes, each a `compute_metrics` of any `transformers.Trainer`.
 
-A factory returns a small immutable callable whose `repr` is its specification. It takes an `EvalPrediction`, or anything
-else with `predictions` and `label_ids` in NumPy's shapes, and returns plain floats:
+A factory returns a small immutable callable, which `repr` describes in full. It takes an `EvalPrediction`, or any
+object with arrays `predictions` and `label_ids`, and returns plain floats:
 
     compute_metrics=binary_metrics(confidence=0.95)        # {"accuracy": 0.81, ..., "accuracy_low": 0.79, ...}
 
 P pairs, G groups (queries), D documents of the largest group, C classes or labels, U distinct scores.
 
-What holds for all of them:
+All metrics of this room have in common:
 
-- `predictions` are raw logits; where the model returns a tuple, its first entry. The same goes for `label_ids`.
-- Indices labelled -100, the Trainer's padding, are left out.
-- What a set leaves undefined (no rows, one class only, constant scores, scores that are NaN) is NaN, and one warning says why.
-- `confidence=0.95` adds `<key>_low` and `<key>_high`: a percentile bootstrap over the rows (over the queries for rankings) of
-  `resamples` draws from a fixed `seed`. Resamples that leave a metric undefined don't count for it. The percentile
-  method, since BCa would need one more evaluation for each row.
-
-`compare` tests whether two systems differ by more than chance.
+- `predictions` are raw logits. If the model returns a tuple, its first entry is used; the same goes for `label_ids`.
+- Entries labelled -100, the Trainer's padding, are ignored.
+- What a set leaves undefined (no rows, only one class, constant scores, NaN scores) is NaN, and one warning says why.
+- `confidence=0.95` adds `<key>_low` and `<key>_high`: a percentile bootstrap over the rows (over the queries for
+  rankings) with `resamples` draws from a fixed `seed`. Resamples that leave a metric undefined don't count for it. The
+  percentile method is used because BCa would need one more evaluation per row.
 """
 
 from __future__ import annotations
@@ -70,17 +68,22 @@ def correlation_metrics(
 ) -> CorrelationMetrics:
     """How well scores follow graded labels: keys `pearson`, `spearman`, `kendall` (tau-b), each in [-1, 1].
 
-    Takes logits [P], [P, 1] or [G, D] and float labels of as many entries, of any range.
+        >>> from transformers import EvalPrediction
+        >>> logits, labels = np.array([0.1, 0.4, 0.2, 0.9]), np.array([0.0, 0.6, 0.4, 1.0])
+        >>> {key: round(value, 4) for key, value in correlation_metrics()(EvalPrediction(logits, labels)).items()}
+        {'pearson': 0.9448, 'spearman': 1.0, 'kendall': 1.0}
+
+    Takes logits [P], [P, 1] or [G, D] and the same number of float labels, of any range.
 
     Args:
-        activation: "sigmoid" correlates probabilities instead of logits. That changes `pearson` alone: ranks stay.
-        confidence: Level of the bootstrap intervals, between 0 and 1; None for none.
-        resamples: Draws of the bootstrap.
-        seed: Of the bootstrap.
+        activation: "sigmoid" correlates probabilities instead of logits. This only changes `pearson`: ranks stay.
+        confidence: Level of the bootstrap intervals, between 0 and 1; None for no intervals.
+        resamples: Number of bootstrap draws.
+        seed: Seed of the bootstrap.
 
     Raises:
-        ConfigurationError: An argument out of its range; when called: shapes that don't fit.
-        DataError: When called: a label that isn't finite.
+        ConfigurationError: An argument is out of its range; in a call, the shapes don't match.
+        DataError: In a call, a label isn't finite.
     """
     return CorrelationMetrics(activation, confidence, resamples, seed)
 
@@ -98,7 +101,7 @@ def _correlations(scores: Floats, labels: Floats) -> Measured:
         return {
             "pearson": float(stats.pearsonr(scores, labels).statistic),
             "spearman": float(stats.spearmanr(scores, labels).statistic),
-            # The exact p-value, which is not used, would cost more than the correlation.
+            # The exact p-value would take longer than the correlation, and isn't used.
             "kendall": float(stats.kendalltau(scores, labels, method="asymptotic").statistic),
         }, []
 
@@ -142,41 +145,49 @@ def binary_metrics(
     resamples: int = 1000,
     seed: int = 0,
 ) -> BinaryMetrics:
-    """How well one score tells positive from negative pairs.
+    """How well one score separates positive from negative pairs.
 
-    Takes logits [P], [P, 1] or [G, D], or [P, 2] of a two-class model: then the difference of the two counts, the sigmoid of
-    which is softmax's probability of class 1. Labels are 0 and 1.
+        >>> from transformers import EvalPrediction
+        >>> logits, labels = np.array([2.0, 1.0, -1.0, -2.0]), np.array([1, 0, 1, 0])
+        >>> values = binary_metrics(threshold=0.5)(EvalPrediction(logits, labels))
+        >>> {key: round(value, 4) for key, value in values.items()}
+        {'accuracy': 0.75, 'accuracy_threshold': 0.8059, 'f1': 0.8, 'f1_threshold': 0.1941, 'precision': 0.6667,
+         'recall': 1.0, 'mcc': 0.5774, 'average_precision': 0.8333, 'roc_auc': 0.75, 'accuracy@0.5': 0.5, 'f1@0.5': 0.5,
+         'precision@0.5': 0.5, 'recall@0.5': 0.5}
+
+    Takes logits [P], [P, 1] or [G, D], or [P, 2] from a two-class model, whose difference is used: its sigmoid is
+    softmax's probability of class 1. Labels are 0 and 1.
 
     Keys:
         accuracy, accuracy_threshold: the highest accuracy of any threshold on this set, and that threshold.
-        f1, f1_threshold: likewise for F1.
-        precision, recall, mcc: at `f1_threshold`. mcc, Matthews' correlation, is 0 where all are predicted alike.
-        average_precision: sum over recall steps of the precision there (Buckley and Voorhees 2000), without interpolation.
-        roc_auc: probability that a positive outscores a negative, ties counting half.
-        accuracy@t, f1@t, precision@t, recall@t: at the threshold t given, if one is. Unlike the best ones, these
-            weren't fitted to the set that they are measured on.
+        f1, f1_threshold: the same for F1.
+        precision, recall, mcc: at `f1_threshold`. mcc, Matthews' correlation, is 0 if all predictions are the same.
+        average_precision: sum over recall steps of the precision at each (Buckley and Voorhees 2000), not interpolated.
+        roc_auc: probability that a positive scores higher than a negative, where ties count half.
+        accuracy@t, f1@t, precision@t, recall@t: at the given threshold t. Unlike the best thresholds, it isn't fitted
+            to the set that it is measured on.
 
-    A threshold is in units of the activated score, and a pair is predicted positive if its score >= threshold: doing so with
-    the reported threshold gives exactly the reported value. It lies midway between neighbouring scores, equal scores are never
-    split, and among equally good thresholds the highest is taken.
+    A threshold is in units of the activated score, and a pair is predicted positive if its score >= threshold, so the
+    reported threshold reproduces the reported value exactly. It lies midway between neighbouring scores, equal scores
+    are never split, and the highest of equally good thresholds is used.
 
     Args:
-        threshold: A threshold chosen beforehand, to be measured besides.
+        threshold: A threshold chosen beforehand, to be measured as well.
         activation: What turns a logit into a score. Computed in float64, where sigmoid only reaches 1.0 above 36.
-        confidence: Level of the bootstrap intervals, between 0 and 1; None for none. Each resample finds its own
-            best thresholds.
-        resamples: Draws of the bootstrap.
-        seed: Of the bootstrap.
+        confidence: Level of the bootstrap intervals, between 0 and 1; None for no intervals. Each resample finds its
+            own best thresholds.
+        resamples: Number of bootstrap draws.
+        seed: Seed of the bootstrap.
 
     Raises:
-        ConfigurationError: An argument out of its range; when called: shapes that don't fit.
-        DataError: When called: a label other than 0 and 1.
+        ConfigurationError: An argument is out of its range; in a call, the shapes don't match.
+        DataError: In a call, a label is neither 0 nor 1.
     """
     return BinaryMetrics(threshold, activation, confidence, resamples, seed)
 
 
 def _threshold_free(logits: Floats, scores: Floats, positive: NDArray[np.bool_]) -> Measured:
-    """All that needs no given threshold. Ranks are those of the logits, which tie less often than the scores."""
+    """Everything that needs no given threshold. Ranks are by logit, since logits tie less often than scores."""
     keys = ("accuracy", "accuracy_threshold", "f1", "f1_threshold", "precision", "recall", "mcc")
     reasons = _degenerate(logits)
     if not reasons and positive.all() | ~positive.any():
@@ -194,7 +205,7 @@ def _threshold_free(logits: Floats, scores: Floats, positive: NDArray[np.bool_])
 
 
 def _at_threshold(scores: Floats, positive: NDArray[np.bool_], threshold: float) -> dict[str, float]:
-    """Accuracy, and F1, precision and recall, which don't mean anything where no pair is positive."""
+    """Accuracy, and F1, precision and recall, which are undefined if no pair is positive."""
     predicted = scores >= threshold
     hits = int((predicted & positive).sum())
     f1, precision, recall = np.nan, np.nan, np.nan
@@ -210,10 +221,10 @@ def _at_threshold(scores: Floats, positive: NDArray[np.bool_], threshold: float)
 
 @dataclass(frozen=True)
 class _Cuts:
-    """Counts for every way to cut pairs by score, from "none is positive" to "all are": U + 1 entries each.
+    """Counts for each way to split pairs by score, from "none is positive" to "all are": U + 1 entries each.
 
-    One sort serves F1, accuracy, MCC, average precision and ROC AUC; scikit-learn, the tests' oracle, takes a hundred
-    times as long for them, most of it checks of its input, which a bootstrap repeats a thousand times.
+    One sort serves F1, accuracy, MCC, average precision and ROC AUC. scikit-learn, the tests' oracle, takes a hundred
+    times as long for them: mostly checks of its input, which a bootstrap repeats a thousand times.
     """
 
     threshold: Floats
@@ -223,7 +234,7 @@ class _Cuts:
 
     @classmethod
     def of(cls, scores: Floats, positive: NDArray[np.bool_]) -> _Cuts:
-        """Scores [P], at least one of them, none NaN; positive [P]."""
+        """Counts for scores [P], at least one and none NaN, and positive [P]."""
         order = np.argsort(-scores)
         ranked = scores[order]
         last = np.append(np.flatnonzero(ranked[1:] < ranked[:-1]), len(ranked) - 1)  # of each run of equal scores
@@ -264,7 +275,8 @@ class _Cuts:
         return float(area / (false[-1] * self.hits[-1]))
 
 
-# --- classes ------------------------------------------------------------------------------------------------------------
+# --- classes
+# ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -291,8 +303,8 @@ class MulticlassMetrics:
         wrong = np.flatnonzero(~np.isin(labels, np.arange(len(names))))
         if wrong.size:
             raise DataError(
-                f"the label at row {wrong[0]} is {labels[wrong[0]]:g}; with {len(names)} classes labels are whole numbers "
-                f"from 0 to {len(names) - 1}: check num_labels of the model and the order of its label names"
+                f"the label at row {wrong[0]} is {labels[wrong[0]]:g}; with {len(names)} classes, labels are whole "
+                f"numbers from 0 to {len(names) - 1}: check the model's num_labels and the order of its label names"
             )
         true, chosen = labels.astype(np.int64), logits.argmax(axis=1)
         broken = _not_finite(logits)
@@ -304,22 +316,29 @@ def multiclass_metrics(
 ) -> MulticlassMetrics:
     """How often the class of the highest logit is the right one. Takes logits [P, C] and class numbers [P].
 
-    Keys: `accuracy`, `f1_macro`, `f1_micro` (equal to accuracy), `f1_weighted` (by how often a class occurs), `f1_<name>` for
-    each class, and `mcc`, Matthews' correlation for several classes (Gorodkin 2004), 0 where all are predicted alike.
+        >>> from transformers import EvalPrediction
+        >>> logits, labels = np.array([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 3.0, 1.0]]), np.array([0, 1, 2])
+        >>> values = multiclass_metrics(["no", "maybe", "yes"])(EvalPrediction(logits, labels))
+        >>> {key: round(value, 4) for key, value in values.items()}
+        {'accuracy': 0.6667, 'f1_macro': 0.5556, 'f1_micro': 0.6667, 'f1_weighted': 0.5556, 'f1_no': 1.0,
+         'f1_maybe': 0.6667, 'f1_yes': 0.0, 'mcc': 0.6124}
 
-    A class that neither occurs nor is predicted has no F1: NaN, and `f1_macro` is the mean of the others. Where only one
-    class occurs, `mcc` is NaN.
+    Keys: `accuracy`, `f1_macro`, `f1_micro` (equal to accuracy), `f1_weighted` (by the frequency of each class),
+    `f1_<name>` for each class, and `mcc`, Matthews' correlation for several classes (Gorodkin 2004), 0 if all
+    predictions are the same.
+
+    A class that neither occurs nor is predicted has no F1: it is NaN, and `f1_macro` is the mean of the others. If only
+    one class occurs, `mcc` is NaN.
 
     Args:
-        names: Of the classes, in the order of the logits; their numbers without.
-        confidence: Level of the bootstrap intervals, between 0 and 1; None for none.
-        resamples: Draws of the bootstrap.
-        seed: Of the bootstrap.
+        names: Names of the classes in the order of the logits; by default their numbers.
+        confidence: Level of the bootstrap intervals, between 0 and 1; None for no intervals.
+        resamples: Number of bootstrap draws.
+        seed: Seed of the bootstrap.
 
     Raises:
-        ConfigurationError: An argument out of its range; when called: shapes that don't fit, or as many names as there
-            aren't classes.
-        DataError: When called: a label that is no class number.
+        ConfigurationError: An argument is out of its range; in a call, the shapes or the number of names don't match.
+        DataError: In a call, a label isn't the number of a class.
     """
     return MulticlassMetrics(None if names is None else tuple(names), confidence, resamples, seed)
 
@@ -380,8 +399,8 @@ class MultilabelMetrics:
         if wrong.size:
             row, column = wrong[0]
             raise DataError(
-                f"the label at row {row} for {names[column]} is {labels[row, column]:g}; multilabel_metrics takes labels "
-                "0 and 1, and -100 for unknown: turn grades into 0 and 1 first"
+                f"the label at row {row} for {names[column]} is {labels[row, column]:g}; multilabel_metrics takes "
+                "labels 0 and 1, and -100 for unknown: turn grades into 0 and 1 first"
             )
         keep = (labels != IGNORED).any(axis=1)
         logits, labels = logits[keep], labels[keep]
@@ -400,32 +419,39 @@ def multilabel_metrics(
     resamples: int = 1000,
     seed: int = 0,
 ) -> MultilabelMetrics:
-    """How well several labels, each true or false by itself, are predicted.
+    """How well several independent labels, each true or false, are predicted.
 
-    Takes logits [P, C] and labels [P, C] of 0 and 1; a single -100 is a label that isn't known and counts for nothing.
+        >>> from transformers import EvalPrediction
+        >>> logits, labels = np.array([[2.0, -1.0], [-1.0, 1.0], [1.0, 3.0]]), np.array([[1, 0], [1, 1], [0, 1]])
+        >>> values = multilabel_metrics(names=["fresh", "long"])(EvalPrediction(logits, labels))
+        >>> {key: round(value, 4) for key, value in values.items()}
+        {'f1_micro': 0.75, 'f1_macro': 0.75, 'f1_weighted': 0.75, 'f1_fresh': 0.5, 'f1_long': 1.0,
+         'average_precision_micro': 0.8542, 'average_precision_macro': 0.9167, 'subset_accuracy': 0.3333,
+         'hamming_loss': 0.3333}
+
+    Takes logits [P, C] and labels [P, C] of 0 and 1; a single -100 marks an unknown label, which is ignored.
 
     Keys:
-        f1_micro, f1_macro, f1_weighted, f1_<name>: over all decisions, as mean over the labels, weighted by how often a label
-            is true, and for each label.
-        average_precision_micro, average_precision_macro: likewise, without a threshold.
-        subset_accuracy: rows all of whose labels are right.
+        f1_micro, f1_macro, f1_weighted, f1_<name>: over all decisions; as a mean over the labels; weighted by how often
+            each label is true; and for each label.
+        average_precision_micro, average_precision_macro: the same, without a threshold.
+        subset_accuracy: share of rows whose labels are all right.
         hamming_loss: share of wrong decisions.
 
-    A label that is never true and never predicted has no F1, one that is never true or whose scores are all the same no average
-    precision: NaN, and the mean is that of the others.
+    A label that is never true and never predicted has no F1. One that is never true, or whose scores are all the same,
+    has no average precision. These are NaN, and the mean is that of the others.
 
     Args:
         threshold: An activated score >= threshold predicts the label.
-        names: Of the labels, in the order of the logits; their numbers without.
+        names: Names of the labels in the order of the logits; by default their numbers.
         activation: What turns a logit into a score.
-        confidence: Level of the bootstrap intervals, between 0 and 1; None for none.
-        resamples: Draws of the bootstrap.
-        seed: Of the bootstrap.
+        confidence: Level of the bootstrap intervals, between 0 and 1; None for no intervals.
+        resamples: Number of bootstrap draws.
+        seed: Seed of the bootstrap.
 
     Raises:
-        ConfigurationError: An argument out of its range; when called: shapes that don't fit, or as many names as there
-            aren't labels.
-        DataError: When called: a label other than 0, 1 and -100.
+        ConfigurationError: An argument is out of its range; in a call, the shapes or the number of names don't match.
+        DataError: In a call, a label is none of 0, 1 and -100.
     """
     return MultilabelMetrics(
         threshold, None if names is None else tuple(names), activation, confidence, resamples, seed
@@ -472,9 +498,9 @@ def _names(names: tuple[str, ...] | None, count: int) -> tuple[str, ...]:
 
 
 def _degenerate(scores: Floats) -> list[str]:
-    """Why nothing can be said of these scores; nothing if something can."""
+    """Why these scores can't be measured; empty if they can."""
     if len(scores) < 2:
-        return ["there is a single labelled row" if len(scores) else "there are no labelled rows"]
+        return ["there is only one labelled row" if len(scores) else "there are no labelled rows"]
     if broken := _not_finite(scores):
         return broken
     return [f"all {len(scores)} scores are {scores[0]:g}"] if np.ptp(scores) == 0 else []
@@ -486,6 +512,6 @@ def _not_finite(logits: Floats) -> list[str]:
 
 
 def _mean(values: Floats) -> float:
-    """Of those that are defined."""
+    """The mean of the values that are defined."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if defined.size else np.nan

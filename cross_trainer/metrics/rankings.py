@@ -1,8 +1,8 @@
 """Metrics of rankings, and a test of whether two systems differ.
 
-    compute_metrics=ranking_metrics(k=(1, 10))          # {"map": 0.61, "ndcg@1": 0.58, "mrr@1": ..., "ndcg@10": 0.66, ...}
+    compute_metrics=ranking_metrics(k=(1, 10))      # {"map": 0.61, "ndcg@1": 0.58, "mrr@1": ..., "ndcg@10": 0.66, ...}
 
-G groups (queries), D documents of the largest group. What `cross_trainer.metrics` says of all metrics holds here too.
+G groups (queries), D documents of the largest group. `pairs.py` says what all metrics have in common.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class RankingMetrics:
         check_options(self, threshold=self.relevance_threshold)
         if not self.k or len(set(self.k)) < len(self.k) or any(k != int(k) or k < 1 for k in self.k):
             raise ConfigurationError(
-                f"k is {self.k}; give different whole numbers from 1, as in ranking_metrics(k=(5, 10))"
+                f"k is {self.k}; give different whole numbers of 1 or more, as in ranking_metrics(k=(5, 10))"
             )
 
     def __call__(self, evaluation: Evaluation) -> dict[str, float]:
@@ -74,19 +74,19 @@ class RankingMetrics:
     def per_query(
         self, predictions: ArrayLike, labels: ArrayLike, num_relevant: ArrayLike | None = None
     ) -> dict[str, Floats]:
-        """The value of each query, as `compare` wants them.
+        """The value of each query, for `compare`.
 
         Args:
             predictions: Scores [G, D].
             labels: Grades [G, D], -100 where there is no document.
-            num_relevant: Relevant documents of each query [G], those that aren't among its candidates included.
+            num_relevant: Number of relevant documents of each query [G], including those that aren't candidates.
 
         Returns:
-            By key, one value per query [G]: NaN for a row of nothing but -100, or with a score that is NaN.
+            By key, one value per query [G]: NaN for a row of only -100, or with a NaN score.
 
         Raises:
-            ConfigurationError: Shapes that don't fit.
-            DataError: A label that isn't finite, or a num_relevant below the number of relevant candidates.
+            ConfigurationError: The shapes don't match.
+            DataError: A label isn't finite, or a num_relevant is below the number of relevant candidates.
         """
         scores, grades = np.asarray(predictions, dtype=np.float64), finite_labels(labels)
         if scores.ndim != 2 or scores.shape != grades.shape:
@@ -94,7 +94,7 @@ class RankingMetrics:
         real = grades != IGNORED
         found = (real & (grades >= self.relevance_threshold)).sum(axis=1)
         total = found if num_relevant is None else _totals(num_relevant, found, real.any(axis=1))
-        # The last key sorts first: padding to the end, then by score, and among equal scores the least relevant first.
+        # The last key sorts first: padding goes to the end, then by score, the least relevant first among equal scores.
         order = np.lexsort((grades, -scores, ~real), axis=-1)
         ranked, real = np.take_along_axis(grades, order, axis=-1), np.take_along_axis(real, order, axis=-1)
         values = self._values(np.where(real, ranked, -np.inf), total, total - found)
@@ -102,7 +102,7 @@ class RankingMetrics:
         return {key: np.where(broken, np.nan, value) for key, value in values.items()}
 
     def _values(self, ranked: Floats, total: Indices, missing: Indices) -> dict[str, Floats]:
-        """From grades in the order of their ranks [G, D], -inf where there is none, and counts of documents [G]."""
+        """Values for grades in the order of ranks [G, D], -inf where there is none, and counts of documents [G]."""
         documents, deepest = ranked.shape[1], max(self.k)
         relevant, gains = ranked >= self.relevance_threshold, np.maximum(ranked, 0)
         hits = np.pad(np.cumsum(relevant, axis=1), ((0, 0), (1, 0)))  # [G, D + 1], by number of documents read
@@ -126,14 +126,14 @@ class RankingMetrics:
     def _undefined(
         self, values: Mapping[str, Floats], labels: Floats, counts: NDArray[Any] | None
     ) -> tuple[set[str], list[str]]:
-        """Keys that mean nothing on the whole set, and why."""
+        """Keys that are undefined on the whole set, and why."""
         if not len(labels):
             return set(values), ["there are no labelled rows"]
         more = counts is not None and bool((counts > 0).any())
         relevant, gain = more or labels.max() >= self.relevance_threshold, more or labels.max() > 0
         undefined = {key for key in values if not (gain if key.startswith("ndcg") else relevant)}
         reasons = (
-            [f"the highest label is {labels.max():g}, relevance begins at {self.relevance_threshold:g}"]
+            [f"the highest label is {labels.max():g}, relevance starts at {self.relevance_threshold:g}"]
             if undefined
             else []
         )
@@ -151,45 +151,52 @@ def ranking_metrics(
     resamples: int = 1000,
     seed: int = 0,
 ) -> RankingMetrics:
-    """How good the order is into which scores bring each query's documents.
+    """How well scores order the documents of each query.
 
-    Takes scores [G, D] and grades [G, D], both padded; -100 in the grades says where, and rows of nothing else aren't queries.
-    `label_ids` may also be a tuple (grades [G, D], num_relevant [G]), as the Trainer makes it of
-    `label_names=["labels", "num_relevant"]`. num_relevant counts all relevant documents of a query, so that those which the first
-    stage missed lower recall, map and ndcg; -100 stands for "those among the candidates". All as trec_eval and ir-measures
-    have it, means over the queries, those without any relevant document counting 0.
+        >>> from transformers import EvalPrediction
+        >>> scores, grades = np.array([[0.9, 0.8, 0.1], [0.3, 0.7, 0.0]]), np.array([[0, 1, 1], [1, 0, -100]])
+        >>> values = ranking_metrics(k=2)(EvalPrediction(scores, grades))
+        >>> {key: round(value, 4) for key, value in values.items()}
+        {'map': 0.5417, 'ndcg@2': 0.5089, 'mrr@2': 0.5, 'recall@2': 0.75, 'precision@2': 0.5, 'hit@2': 1.0}
+
+    Takes scores [G, D] and grades [G, D]; both are padded where grades are -100, and rows of only -100 aren't queries.
+    `label_ids` may also be a tuple (grades [G, D], num_relevant [G]), which the Trainer makes from
+    `label_names=["labels", "num_relevant"]`. num_relevant counts all relevant documents of a query, so that those that
+    the first stage missed lower recall, map and ndcg; -100 means "those among the candidates". As in trec_eval and
+    ir-measures, values are means over the queries, and a query without relevant documents counts 0.
 
     Keys:
-        ndcg@k: gain of the first k over that of the best order; the gain is the grade itself, 0 if negative, discounted by
-            log2(1 + rank) (Jarvelin and Kekalainen 2002). A missing document's grade is taken to be 1, or
+        ndcg@k: gain of the first k divided by that of the best order. The gain is the grade, 0 if negative, discounted
+            by log2(1 + rank) (Jarvelin and Kekalainen 2002). A missing document's grade is taken to be 1, or
             `relevance_threshold` if that is higher.
         mrr@k: 1 / rank of the first relevant document, 0 if it isn't among the first k.
         map: mean over the relevant documents of the precision at their rank, 0 for missing ones. No cutoff.
-        recall@k, precision@k: relevant ones among the first k, by all relevant ones, and by k even if fewer are there.
+        recall@k, precision@k: number of relevant documents among the first k, divided by that of all relevant ones, and
+            by k even if there are fewer candidates.
         hit@k: 1 if one of the first k is relevant.
 
-    Ties are broken against the system: among equal scores the least relevant document counts as first, so that a model which
-    gives everything the same score is not rewarded for the order in which documents were put in.
+    Ties are broken against the system: of equal scores the least relevant document ranks first, so that a model which
+    scores everything the same isn't rewarded for the order of its input.
 
-    `ranking_metrics(...).per_query(scores, labels, num_relevant=None)` gives each query's value, for `compare`.
+    `ranking_metrics(...).per_query(scores, labels, num_relevant=None)` gives each query's values, for `compare`.
 
     Args:
-        k: One or several cutoffs.
-        relevance_threshold: A document is relevant if its grade >= this. ndcg takes the grades as they are.
-        confidence: Level of the bootstrap intervals, between 0 and 1; None for none.
-        resamples: Draws of the bootstrap, of queries.
-        seed: Of the bootstrap.
+        k: One cutoff or several.
+        relevance_threshold: A document is relevant if its grade >= this. ndcg uses the grades themselves.
+        confidence: Level of the bootstrap intervals, between 0 and 1; None for no intervals.
+        resamples: Number of bootstrap draws of queries.
+        seed: Seed of the bootstrap.
 
     Raises:
-        ConfigurationError: An argument out of its range; when called: shapes that don't fit.
-        DataError: When called: a label that isn't finite, or a num_relevant below the number of relevant candidates.
+        ConfigurationError: An argument is out of its range; in a call, the shapes don't match.
+        DataError: In a call, a label isn't finite, or a num_relevant is below the number of relevant candidates.
     """
     cutoffs = tuple(k) if isinstance(k, Sequence) else (k,)
     return RankingMetrics(cutoffs, relevance_threshold, confidence, resamples, seed)
 
 
 def _totals(num_relevant: ArrayLike, found: Indices, asked: NDArray[np.bool_]) -> Indices:
-    """Relevant documents of each query [G], checked against those found among its candidates."""
+    """Number of relevant documents of each query [G], checked against those found among its candidates."""
     total = np.asarray(num_relevant, dtype=np.float64).reshape(-1)
     if total.shape != found.shape:
         raise ConfigurationError(
@@ -200,8 +207,8 @@ def _totals(num_relevant: ArrayLike, found: Indices, asked: NDArray[np.bool_]) -
     if wrong.size:
         row = wrong[0]
         raise DataError(
-            f"num_relevant of query {row} is {total[row]:g}, and {found[row]} of its candidates are relevant; it counts "
-            "all relevant documents, the candidates among them included: give such a count, or -100"
+            f"num_relevant of query {row} is {total[row]:g}, but {found[row]} of its candidates are relevant; it "
+            "counts all relevant documents, including the candidates: give such a count, or -100"
         )
     return total.astype(np.int64)
 
@@ -228,38 +235,41 @@ class Comparison:
 def compare(a: ArrayLike, b: ArrayLike, confidence: float = 0.95, resamples: int = 9999, seed: int = 0) -> Comparison:
     """Whether two systems differ by more than chance: a paired permutation test of their values on the same queries.
 
-        metric = ranking_metrics()
-        compare(metric.per_query(new, labels)["ndcg@10"], metric.per_query(old, labels)["ndcg@10"])
+        >>> grades = np.tile([0, 1, 0], (8, 1))
+        >>> new, old = np.tile([0.1, 0.9, 0.5], (8, 1)), np.tile([0.9, 0.5, 0.1], (8, 1))
+        >>> metric = ranking_metrics(k=3)
+        >>> compare(metric.per_query(new, grades)["mrr@3"], metric.per_query(old, grades)["mrr@3"])
+        Comparison(difference=0.5, low=0.5, high=0.5, p_value=0.0078125, n=8)
 
-    Under the null hypothesis each query's two values may be swapped, which turns the sign of their difference (Smucker, Allan
-    and Carterette 2007). With few queries all sign patterns are counted, else `resamples` random ones.
+    Under the null hypothesis each query's two values may be swapped, which flips the sign of their difference (Smucker,
+    Allan and Carterette 2007). With few queries all sign patterns are counted, otherwise `resamples` random ones.
 
     Args:
         a: One value per query or row [G].
-        b: The other system's, in the same order. Queries that are NaN for both are left out.
-        confidence: Level of the percentile bootstrap interval of the difference.
+        b: The other system's, in the same order. Queries that are NaN for both are ignored.
+        confidence: Level of the percentile bootstrap interval of the difference, between 0 and 1.
         resamples: Permutations of the test, and draws of the bootstrap; 9999 take about a second per thousand queries.
-        seed: Of both.
+        seed: Seed of both.
 
     Returns:
         Difference, interval and p-value; NaN, and a warning, for fewer than two queries.
 
     Raises:
-        ConfigurationError: `a` and `b` aren't of one length, or an argument is out of its range.
-        DataError: A value that is NaN for one system only.
+        ConfigurationError: `a` and `b` differ in length, or an argument is out of its range.
+        DataError: A value is NaN for only one system.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.ndim != 1 or first.shape != second.shape:
         raise ConfigurationError(
-            f"a and b have shapes {first.shape} and {second.shape}; give one value per query for each"
+            f"a and b have shapes {first.shape} and {second.shape}; give each of them one value per query"
         )
     check_interval(confidence, resamples)
     lone = np.flatnonzero(np.isnan(first) != np.isnan(second))
     if lone.size:
-        raise DataError(f"value {lone[0]} is NaN for one system only; leave that query out of both")
+        raise DataError(f"value {lone[0]} is NaN for only one system; leave that query out of both")
     difference = (first - second)[~np.isnan(first)]
     if difference.size < 2:
-        logger.warning("compare: %d queries have a value; what is undefined is NaN", difference.size)
+        logger.warning("compare: only %d queries have a value; what is undefined is NaN", difference.size)
         return Comparison(
             float(difference.mean()) if difference.size else np.nan, np.nan, np.nan, np.nan, difference.size
         )

@@ -1,7 +1,7 @@
-"""What a metric reads and what it reports: the ground that all metrics stand on.
+"""What a metric reads and what it reports: what all metrics share.
 
-`read` takes an evaluation's logits and labels, a metric measures them, and `report` turns what it found into the dict that
-the Trainer logs: with bootstrap intervals if asked for, and one warning for what the set leaves undefined.
+`read` takes an evaluation's logits and labels, a metric measures them, and `report` makes the dict that the Trainer
+logs: with bootstrap intervals if wanted, and one warning for whatever the set leaves undefined.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ MetricActivation = Literal["identity", "sigmoid"]
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 Measured = tuple[dict[str, float], list[str]]
-"""Values by key, and the reasons why some of them are NaN."""
+"""Values by key, and the reasons why any of them are NaN."""
 
 IGNORED = -100
 RESAMPLES_AT_ONCE = 2_000_000  # row indices, or signs, that scipy holds in memory at a time
 
 
 class Evaluation(Protocol):
-    """What a metric reads: `transformers.EvalPrediction`, or anything with its two first attributes."""
+    """What a metric reads: a `transformers.EvalPrediction`, or any object with its first two attributes."""
 
     @property
     def predictions(self) -> Any:
@@ -41,44 +41,42 @@ class Evaluation(Protocol):
 
 
 class Metric(Protocol):
-    """The fields by which every metric says how its intervals are made."""
+    """The fields in which every metric says how its intervals are made."""
 
     @property
     def confidence(self) -> float | None:
-        """Level of the intervals, between 0 and 1; None for none."""
+        """Level of the intervals, between 0 and 1; None for no intervals."""
 
     @property
     def resamples(self) -> int:
-        """Draws of the bootstrap."""
+        """Number of bootstrap draws."""
 
     @property
     def seed(self) -> int:
-        """Of the bootstrap."""
+        """Seed of the bootstrap."""
 
 
 def read(evaluation: Evaluation) -> tuple[Floats, Floats]:
-    """Logits and labels as they are shaped, in float64; the first entries of tuples."""
+    """Logits and labels in float64, in their own shapes; the first entries of tuples."""
     predictions, labels = evaluation.predictions, evaluation.label_ids
     logits = predictions[0] if isinstance(predictions, tuple) else predictions
     return np.asarray(logits, dtype=np.float64), finite_labels(labels[0] if isinstance(labels, tuple) else labels)
 
 
 def finite_labels(labels: Any) -> Floats:
-    """Labels as they are shaped, in float64; a DataError names the first one that is no finite number."""
+    """Labels in float64, in their own shape; a DataError names the first one that isn't a finite number."""
     values = np.asarray(labels, dtype=np.float64)
     wrong = np.argwhere(~np.isfinite(values))
     if wrong.size or not values.ndim:
         where = (
             f"the label at row {wrong[0][0]} is {values[tuple(wrong[0])]}" if values.ndim else f"label_ids is {labels}"
         )
-        raise DataError(
-            f"{where}; a metric compares with labels that are finite numbers: label the set, or drop the row"
-        )
+        raise DataError(f"{where}; a metric needs labels that are finite numbers: label the set, or drop the row")
     return values
 
 
 def misshaped(metric: Metric, logits: Floats, labels: Floats, expected: str) -> ConfigurationError:
-    """The error to raise for predictions and labels of shapes that a metric can't compare."""
+    """The error for predictions and labels whose shapes a metric can't compare."""
     return ConfigurationError(
         f"{type(metric).__name__} takes {expected}; it got predictions {logits.shape} and labels {labels.shape}: "
         "choose the metrics that fit the model's num_labels and the data set's labels"
@@ -86,7 +84,7 @@ def misshaped(metric: Metric, logits: Floats, labels: Floats, expected: str) -> 
 
 
 def one_score(logits: Floats, labels: Floats, metric: Metric, two_classes: bool = False) -> tuple[Floats, Floats]:
-    """One logit and one label for each labelled pair, from [P], [P, 1], [G, D] and, for `two_classes`, [P, 2]."""
+    """One logit and one label for each labelled pair, from [P], [P, 1], [G, D] or, with `two_classes`, [P, 2]."""
     if labels.shape == (len(logits), 1) and logits.shape != labels.shape:
         labels = labels[:, 0]
     if logits.shape == (len(labels), 2) and labels.ndim == 1 and two_classes:
@@ -103,7 +101,7 @@ def one_score(logits: Floats, labels: Floats, metric: Metric, two_classes: bool 
 
 
 def activate(logits: Floats, activation: MetricActivation) -> Floats:
-    """Scores of logits."""
+    """Turn logits into scores."""
     if activation == "identity":
         return logits
     from scipy.special import expit
@@ -112,7 +110,7 @@ def activate(logits: Floats, activation: MetricActivation) -> Floats:
 
 
 def divide(numerator: Any, denominator: Any, empty: float = np.nan) -> Any:
-    """Their quotient; `empty` where the denominator is 0."""
+    """The quotient; `empty` where the denominator is 0."""
     denominator = np.asarray(denominator)
     return np.where(denominator == 0, empty, numerator / np.where(denominator == 0, 1, denominator))
 
@@ -137,37 +135,37 @@ def check_options(
 
 
 def check_interval(confidence: float | None, resamples: int) -> None:
-    """Raise a ConfigurationError for a level or a number of draws that makes no interval."""
+    """Raise a ConfigurationError for a level or a number of draws that gives no interval."""
     if confidence is not None and not 0 < confidence < 1:
         raise ConfigurationError(f"confidence is {confidence}; give a level between 0 and 1, as in confidence=0.95")
     if resamples < 1:
-        raise ConfigurationError(f"resamples is {resamples}; a bootstrap needs at least one, 1000 are usual")
+        raise ConfigurationError(f"resamples is {resamples}; a bootstrap needs at least 1, usually 1000")
 
 
 def report(metric: Metric, measure: Callable[[Indices], Measured], count: int) -> dict[str, float]:
-    """What a metric returns: its values over all rows, and intervals if it is to make some.
+    """What a metric returns: its values over all rows, and their intervals if it has a confidence.
 
     Args:
-        metric: Whose confidence, resamples and seed hold, and whose name a warning bears.
-        measure: Values by key, and why some are NaN, over the rows whose numbers it is given.
-        count: How many rows there are.
+        metric: Gives confidence, resamples and seed, and its name for a warning.
+        measure: Gives values by key, and why any are NaN, over the rows of the given indices.
+        count: Number of rows.
     """
     values, reasons = measure(np.arange(count))
     if reasons:
         keys = ", ".join(key for key, value in values.items() if np.isnan(value))
-        logger.warning("%s: NaN for %s, since %s", type(metric).__name__, keys, "; ".join(reasons))
+        logger.warning("%s: NaN for %s, because %s", type(metric).__name__, keys, "; ".join(reasons))
     if metric.confidence is None:
         return values
 
     def entries(rows: Indices) -> Floats:
-        measured = measure(rows)[0]  # may lack a key where a plugged-in metric reports but the classes it sees
+        measured = measure(rows)[0]  # may lack a key: some modules report only classes that occur
         return np.array([measured.get(key, np.nan) for key in values])
 
     undefined = np.isnan([*values.values()])
     draws = np.full((len(values), 1), np.nan)
     if not undefined.all():
         draws = bootstrap_rows(entries, count, metric.resamples, metric.seed)
-    draws[undefined] = np.nan  # resamples may happen to leave out the rows that make a value undefined
+    draws[undefined] = np.nan  # a resample may miss the rows that make a value undefined
     for key, drawn in zip(list(values), draws, strict=True):
         values[f"{key}_low"], values[f"{key}_high"] = percentiles(drawn, metric.confidence)
     return values
@@ -177,14 +175,14 @@ def bootstrap_rows(statistic: Callable[[Indices], Floats], count: int, resamples
     """A statistic with M values, over `resamples` draws of `count` rows with replacement.
 
     Returns:
-        The values of each draw [M, resamples]; NaN [M, 1] where there are less than two rows to draw from.
+        The values of each draw [M, resamples]; NaN [M, 1] if there are fewer than two rows to draw from.
     """
     if count < 2:
         return np.full((len(statistic(np.arange(count))), 1), np.nan)
     from scipy.stats import bootstrap
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # scipy's own interval doesn't bear NaN; the draws do
+        warnings.simplefilter("ignore", RuntimeWarning)  # scipy's own interval can't handle NaN; the draws can
         result = bootstrap(
             (np.arange(count),),
             statistic,
@@ -198,7 +196,7 @@ def bootstrap_rows(statistic: Callable[[Indices], Floats], count: int, resamples
 
 
 def percentiles(drawn: Floats, confidence: float) -> tuple[float, float]:
-    """The bounds between which `confidence` of the draws lie that aren't NaN."""
+    """The bounds that contain a share `confidence` of the draws that aren't NaN."""
     defined = drawn[~np.isnan(drawn)]
     if not defined.size:
         return np.nan, np.nan

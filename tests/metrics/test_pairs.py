@@ -153,12 +153,12 @@ def test_ignored_rows_count_for_nothing():
     [
         (correlation_metrics(), [], [], "no labelled rows"),
         (correlation_metrics(), [1.0, 2.0], [-100, -100], "no labelled rows"),
-        (correlation_metrics(), [1.0], [0.5], "a single labelled row"),
+        (correlation_metrics(), [1.0], [0.5], "only one labelled row"),
         (correlation_metrics(), [0.5, 0.5, 0.5], [0.1, 0.2, 0.3], "all 3 scores are 0.5"),
         (correlation_metrics(), [0.1, 0.2, 0.3], [4, 4, 4], "all 3 labels are 4"),
         (correlation_metrics(), [0.1, float("nan"), 0.3], [1, 2, 3], "1 of 3 rows have logits that are NaN"),
         (binary_metrics(), [], [], "no labelled rows"),
-        (binary_metrics(), [2.0], [1], "a single labelled row"),
+        (binary_metrics(), [2.0], [1], "only one labelled row"),
         (binary_metrics(), [2.0, 3.0], [1, 1], "all 2 labels are 1"),
         (binary_metrics(), [2.0, 3.0], [0, 0], "all 2 labels are 0"),
         (binary_metrics(), [2.0, 2.0], [0, 1], "all 2 scores are 2"),
@@ -169,7 +169,7 @@ def test_ignored_rows_count_for_nothing():
         (multilabel_metrics(), [[1.0, float("nan")], [1.0, 2.0]], [[0, 1], [1, 0]], "1 of 2 rows"),
         (ranking_metrics(), np.zeros((2, 3)), np.full((2, 3), -100), "no labelled rows"),
         (ranking_metrics(), np.zeros((0, 0)), np.zeros((0, 0)), "no labelled rows"),
-        (ranking_metrics(), [[1.0, 2.0]], [[0, 0]], "highest label is 0, relevance begins at 1"),
+        (ranking_metrics(), [[1.0, 2.0]], [[0, 0]], "highest label is 0, relevance starts at 1"),
     ],
 )
 @pytest.mark.parametrize("confidence", [None, 0.9])
@@ -206,7 +206,7 @@ def test_a_given_threshold_measures_what_is_defined_in_a_degenerate_set(caplog):
         (multiclass_metrics(), np.zeros((2, 3)), [0, 3], "label at row 1 is 3; with 3 classes.* from 0 to 2"),
         (multiclass_metrics(), np.zeros((2, 3)), [0.5, 1], "label at row 0 is 0.5"),
         (multilabel_metrics(names=["a", "b"]), np.zeros((2, 2)), [[0, 1], [0, 2]], "label at row 1 for b is 2"),
-        (ranking_metrics(), np.zeros((1, 2)), ([[1, 1]], [1]), "num_relevant of query 0 is 1, and 2"),
+        (ranking_metrics(), np.zeros((1, 2)), ([[1, 1]], [1]), "num_relevant of query 0 is 1, but 2"),
         (ranking_metrics(), np.zeros((1, 2)), ([[1, 1]], [2.5]), "num_relevant of query 0 is 2.5"),
     ],
 )
@@ -486,7 +486,7 @@ def test_soft_grades_below_the_threshold_leave_ndcg_defined(caplog):
     found = ranking_metrics(k=2)(evaluation(np.array([[2.0, 1.0]]), np.array([[0.4, 0.2]])))
     assert found["ndcg@2"] == 1.0
     assert math.isnan(found["map"])
-    assert "highest label is 0.4, relevance begins at 1" in caplog.text
+    assert "highest label is 0.4, relevance starts at 1" in caplog.text
 
 
 def test_a_score_that_is_nan_makes_its_query_nan(caplog):
@@ -607,7 +607,7 @@ def test_compare_takes_per_query_values_and_leaves_out_padding(caplog):
     found = compare(new, old, resamples=999)
     assert found.n == len(labels) - 1
     assert found.p_value < 0.01
-    with pytest.raises(DataError, match="value 0 is NaN for one system only"):
+    with pytest.raises(DataError, match="value 0 is NaN for only one system"):
         compare(new, np.zeros(len(new)))
     assert not caplog.records
     assert math.isnan(compare([0.5], [0.25]).p_value)
@@ -722,7 +722,7 @@ def test_evaluate_modules_that_do_not_go_together_are_named(modules):
         from_evaluate(modules.accuracy, modules.accuracy)(evaluation(logits, labels))
     with pytest.raises(ConfigurationError, match="labels with modules for scores"):
         from_evaluate(modules.combine([modules.accuracy, modules.pearson]))(evaluation(logits, labels))
-    with pytest.raises(ConfigurationError, match="words='many', which is no number"):
+    with pytest.raises(ConfigurationError, match="words='many', which isn't a number"):
         from_evaluate(modules.words)(evaluation(logits, labels))
     with pytest.raises(ConfigurationError, match="EvaluateMetrics takes"):
         from_evaluate(modules.accuracy)(evaluation(np.zeros((5, 3)), np.zeros(4)))

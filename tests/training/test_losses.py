@@ -1,4 +1,5 @@
-"""Losses against their formulas in plain Python, torch and sentence-transformers; cutting, padding, degenerate groups, errors."""
+"""Losses against their formulas in plain Python, torch and sentence-transformers; cutting, padding, edge cases,
+errors."""
 
 from __future__ import annotations
 
@@ -62,7 +63,7 @@ Groups = list[tuple[list[float], list[float]]]
 
 
 def ragged(seed: int = 0, sizes: tuple[int, ...] = (5, 1, 3, 7, 2, 4), graded: bool = True) -> tuple[Tensor, Tensor]:
-    """Scores [P, 1] and labels [G, D] of random groups, in float64; graded labels have ties, others are a teacher's scores."""
+    """Scores [P, 1] and labels [G, D] of random groups, in float64: grades with ties, or a teacher's scores."""
     random = torch.Generator().manual_seed(seed)
     labels = torch.full((len(sizes), max(sizes)), -100.0, dtype=torch.double)
     for group, size in enumerate(sizes):
@@ -362,7 +363,7 @@ def test_gradients_are_finite(loss: Any, case: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("loss", [loss for loss in LISTWISE if not isinstance(loss, ADRMSELoss)], ids=repr)
 def test_strongly_misordered_documents_still_pull(loss: Any) -> None:
-    """Scores far in the wrong direction need the gradient most; only ADR-MSE's approximate ranks saturate by definition."""
+    """Scores far in the wrong direction need the gradient most; only ADR-MSE's approximate ranks saturate."""
     _, grad = gradient(loss, torch.tensor([[-1e3, 1e3]]), torch.tensor([[1.0, 0.0]]))
     assert grad[0, 0] < 0 < grad[0, 1]
 
@@ -497,7 +498,7 @@ def test_sums_against_torch_listwise() -> None:
 
 
 class Model(torch.nn.Module):
-    """What the losses of sentence-transformers ask of a model, with given scores: a document's text is its place in them."""
+    """What sentence-transformers' losses ask of a model, with given scores: a document's text is its index in them."""
 
     num_labels = 1
     device = torch.device("cpu")
@@ -566,8 +567,8 @@ def test_lambda_loss_at_k_equals_sentence_transformers(k: int) -> None:
 
 
 def test_lambda_loss_ndcg1_differs_from_sentence_transformers_by_its_pairs() -> None:
-    """Theirs takes all pairs, a document with itself and pairs in the wrong order included; with one relevant document per
-    query only its pair with itself, of constant value, is added, since other documents gain nothing."""
+    """Theirs takes all pairs, a document with itself and pairs in the wrong order included; with one relevant document
+    per query only its pair with itself, of constant value, is added, since other documents gain nothing."""
     sizes = (5, 3, 4)
     logits, labels = (tensor.float() for tensor in ragged(10, sizes=sizes))
     labels = torch.where(labels == -100, labels, 0.0)
@@ -678,15 +679,15 @@ def test_to_grid() -> None:
         ),
         (ListNetLoss(), (4, 2), torch.tensor([[1.0, 0.0], [1.0, 0.0]]), r"\[4, 2\].*one score.*num_labels=1"),
         (RankNetLoss(), (4, 1), torch.ones(4), r"shape \[4\].*pointwise loss"),
-        (BinaryCrossEntropyLoss(), (4, 2), torch.ones(4), r"\[4, 2\], labels \[4\].*num_labels"),
-        (BinaryCrossEntropyLoss(), (3, 1), torch.ones(4), r"\[3, 1\], labels \[4\]"),
-        (BinaryCrossEntropyLoss(), (4, 1), torch.ones(4, 3), r"4 scores.*\[4, 3\].*as many num_labels"),
-        (MSELoss(), (2, 2), torch.ones(4), r"\[2, 2\], labels \[4\]"),
-        (BinaryCrossEntropyLoss((1.0, 2.0)), (4, 3), torch.ones(4, 3), "2 pos_weight, but there are 3"),
-        (BinaryCrossEntropyLoss((1.0, 2.0)), (2, 1), torch.ones(2), "2 pos_weight, but there are 1"),
+        (BinaryCrossEntropyLoss(), (4, 2), torch.ones(4), r"\[4, 2\] and labels \[4\].*num_labels"),
+        (BinaryCrossEntropyLoss(), (3, 1), torch.ones(4), r"\[3, 1\] and labels \[4\]"),
+        (BinaryCrossEntropyLoss(), (4, 1), torch.ones(4, 3), r"4 scores.*\[4, 3\].*that many num_labels"),
+        (MSELoss(), (2, 2), torch.ones(4), r"\[2, 2\] and labels \[4\]"),
+        (BinaryCrossEntropyLoss((1.0, 2.0)), (4, 3), torch.ones(4, 3), "2 pos_weight, but 3 labels"),
+        (BinaryCrossEntropyLoss((1.0, 2.0)), (2, 1), torch.ones(2), "2 pos_weight, but 1 labels"),
         (CrossEntropyLoss(), (4, 1), torch.ones(4), "num_labels = the number of classes"),
         (CrossEntropyLoss(), (4, 3), torch.ones(4, 3), r"\[4, 3\] and labels \[4, 3\]"),
-        (CrossEntropyLoss((1.0, 2.0)), (4, 3), torch.ones(4), "2 class_weights, but there are 3"),
+        (CrossEntropyLoss((1.0, 2.0)), (4, 3), torch.ones(4), "2 class_weights, but 3 labels"),
     ],
     ids=repr,
 )
@@ -760,7 +761,7 @@ def test_what_scores_mean() -> None:
 
 @pytest.mark.parametrize("loss", [BinaryCrossEntropyLoss(pos_weight=2.0), CrossEntropyLoss()], ids=repr)
 def test_one_step_of_a_plain_trainer(loss: Any, tmp_path: Any) -> None:
-    """Two accumulated micro-batches of unequal size move the weights as one batch does, against the gradient of the mean."""
+    """Two accumulated micro-batches of unequal size move the weights as one batch does, along the mean's gradient."""
     from transformers import Trainer, TrainingArguments
 
     classes = isinstance(loss, CrossEntropyLoss)

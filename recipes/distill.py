@@ -198,7 +198,11 @@ def main() -> None:
     options, args = parse_arguments(Arguments, SETTINGS, DEMO)
 
     # 2. Load the data, as lists of documents.
-    splits = search_queries() if options.demo else load_splits(options.dataset, options.dataset_config, args.seed)
+    splits = (
+        search_queries()
+        if options.demo
+        else load_splits(options.dataset, options.dataset_config, args.seed, options.columns())
+    )
     lists = {name: as_lists(rows, options.columns_in(rows, training=name == "train")) for name, rows in splits.items()}
     names = [name for name in ("validation", "test") if name in lists]
     held_out = {name: HeldOut.of(name, lists[name], all_queries=options.all_queries) for name in names}

@@ -48,7 +48,11 @@ def main() -> None:
 
     # 2. Load the sentences: a premise, a hypothesis and a class in each row.
     # Without a validation split, a tenth of the rows is held out.
-    splits = entailment_pairs() if options.demo else load_splits(options.dataset, options.dataset_config, args.seed)
+    splits = (
+        entailment_pairs()
+        if options.demo
+        else load_splits(options.dataset, options.dataset_config, args.seed, options.columns())
+    )
 
     # 3. Choose how rows become batches. The premise stays first: a swapped pair would have another label.
     tokenizer = load_tokenizer(options.model)

@@ -57,7 +57,11 @@ def main() -> None:
 
     # 2. Load the questions: two texts and a label in each row.
     # Without a validation split, a tenth of the rows is held out.
-    splits = duplicate_questions() if options.demo else load_splits(options.dataset, options.dataset_config, args.seed)
+    splits = (
+        duplicate_questions()
+        if options.demo
+        else load_splits(options.dataset, options.dataset_config, args.seed, options.columns())
+    )
 
     # 3. Choose how rows become batches. Each pair of questions is read in a random order.
     tokenizer = load_tokenizer(options.model)

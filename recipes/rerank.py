@@ -204,7 +204,11 @@ def main() -> None:
     options, args = parse_arguments(Arguments, SETTINGS, DEMO)
 
     # 2. Load the data, and the queries of the held-out splits whose order can be right or wrong.
-    splits = search_queries() if options.demo else load_splits(options.dataset, options.dataset_config, args.seed)
+    splits = (
+        search_queries()
+        if options.demo
+        else load_splits(options.dataset, options.dataset_config, args.seed, options.columns())
+    )
     names = [name for name in ("validation", "test") if name in splits]
     held_out = {name: candidates_of(options, name, splits[name], args.seed) for name in names}
     evaluated = {name: queries.lists for name, queries in held_out.items()}

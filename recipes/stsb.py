@@ -59,7 +59,11 @@ def main() -> None:
 
     # 2. Load the sentences: two texts and a score in each row.
     # Without a validation split, a tenth of the rows is held out.
-    splits = similarity_pairs() if options.demo else load_splits(options.dataset, options.dataset_config, args.seed)
+    splits = (
+        similarity_pairs()
+        if options.demo
+        else load_splits(options.dataset, options.dataset_config, args.seed, options.columns())
+    )
 
     # 3. Bring the scores to [0, 1]: binary cross-entropy takes them for probabilities.
     columns = resolve_columns(splits["train"], options.columns())

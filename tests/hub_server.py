@@ -1,4 +1,4 @@
-"""A Hub of our own on this machine: what huggingface_hub asks of one to make repositories, upload to them and read them."""
+"""A Hub on this machine: what huggingface_hub asks of one to make repositories, upload to them and read them."""
 
 from __future__ import annotations
 

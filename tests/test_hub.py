@@ -1,4 +1,4 @@
-"""The Hub, played by a server on this machine: models go up and come back, data sets and models are trained on by their names."""
+"""The Hub, played by a server on this machine: models go up and come back, and are trained by their names."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ UPLOAD = """
 import json, sys
 from cross_trainer import CrossEncoder
 encoder = CrossEncoder(sys.argv[1], device="cpu")
-address = encoder.push_to_hub("somebody/pairs", private=True, token="hf_secret", revision="main", commit_message="First try")
+options = {"token": "hf_secret", "revision": "main", "commit_message": "First try"}
+address = encoder.push_to_hub("somebody/pairs", private=True, **options)
 back = CrossEncoder("somebody/pairs", device="cpu")
-print(json.dumps({"address": address, "scores": back.predict(json.loads(sys.argv[2])).tolist(), "length": back.max_length}))
+scores = back.predict(json.loads(sys.argv[2])).tolist()
+print(json.dumps({"address": address, "scores": scores, "length": back.max_length}))
 """
 
 

@@ -1,4 +1,4 @@
-"""The README's Python runs as printed, on a tiny model in place of a pretrained one, and its commands name what exists."""
+"""The README's Python runs as printed, on a tiny model instead of a pretrained one, and its commands exist."""
 
 from __future__ import annotations
 

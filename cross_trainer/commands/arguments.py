@@ -109,8 +109,8 @@ def parse_arguments(
 def read_config(path: str | Path, kind: type[RecipeArguments]) -> list[str]:
     """Arguments from a YAML file, as a command line that flags may follow and override.
 
-    Scalars are read as they are written, so that `eval_strategy: no` is no boolean and `learning_rate: 2e-5` a number. Keys without a
-    value (`null`) keep their default.
+    Scalars are read as they are written, so that `eval_strategy: no` is no boolean and `learning_rate: 2e-5` a number.
+    Keys without a value (`null`) keep their default.
 
     Args:
         path: One level of `name: value`, where a value may be a list; mappings are for the arguments that take JSON.

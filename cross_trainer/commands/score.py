@@ -188,7 +188,7 @@ def load_encoder(name: str, *, device: str | None = None, **options: Any) -> Cro
 
 
 def trained_columns(name: str, *, revision: str | None = None, **_options: Any) -> tuple[str, str] | None:
-    """The two text columns that a saved model was trained on, if its config knows them; takes what `load_encoder` takes.
+    """The two text columns that a saved model was trained on, if its config has them; arguments as in `load_encoder`.
 
     Raises:
         ConfigurationError: There is no such model.

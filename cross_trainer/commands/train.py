@@ -75,7 +75,7 @@ class TrainArguments(RecipeArguments):
 
 
 def train_model(arguments: TrainArguments, training_arguments: TrainingArguments) -> None:
-    """Train a model on a data set, evaluate it, save it and show its scores of three pairs; or print the plan of it all.
+    """Train a model on a data set, evaluate it, save it and show its scores of three pairs; or only print the plan.
 
     Raises:
         ConfigurationError: The data set, the model or the loss isn't there.

@@ -138,7 +138,7 @@ class PairCollator:
         return limited
 
     def statistics(self) -> dict[str, int]:
-        """How many `pairs`, real `tokens`, tokens of `padding` and `truncated` pairs were collated so far, over all workers."""
+        """How many `pairs`, real `tokens`, `padding` tokens and `truncated` pairs all workers have collated so far."""
         return dict(zip(_COUNTED, self._counts.sum(0).tolist(), strict=True))
 
     def __call__(self, rows: Sequence[Row | Item]) -> dict[str, torch.Tensor]:
@@ -284,7 +284,7 @@ def flat_pairs(queries: Sequence[str], documents: Sequence[Sequence[str]]) -> li
 
 
 def read_labels(rows: Sequence[Fields], columns: Columns, places: Sequence[str]) -> list[Any] | None:
-    """One label a row as the model counts it: a number, or a list with one number a document; None if there are none."""
+    """Each row's label as the model counts it: a number, or a list with one per document. None if there are none."""
     if columns.label is None and columns.shape != "tuple":
         return None
     return [_label(row, columns, place) for row, place in zip(rows, places, strict=True)]

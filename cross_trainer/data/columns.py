@@ -237,7 +237,8 @@ def resolve_columns(
     missing = next((name for name in resolved.names if name not in first), None)
     if missing is not None:
         raise DataError(
-            f"Column {missing!r} is missing. The data set has the columns {list(first)}: name the right ones with {option}."
+            f"Column {missing!r} is missing. The data set has the columns {list(first)}: name the right ones with "
+            f"{option}."
         )
     if resolved.class_names is None and resolved.label is not None:
         resolved = dataclasses.replace(resolved, class_names=_class_names(dataset, resolved.label))
@@ -303,8 +304,8 @@ def choose_texts(
     first, second, *_ = find_texts(dataset, row, trained_on, option)
     if is_list(row[second]):
         raise DataError(
-            f"Column {second!r} holds a list of documents, not a text. Use rank(query, documents), write one pair a row, or "
-            f"name two columns of texts with {option}."
+            f"Column {second!r} holds a list of documents, not a text. Use rank(query, documents), write one pair per "
+            f"row, or name two columns of texts with {option}."
         )
     return first, second
 
@@ -331,7 +332,8 @@ def find_text(first: Mapping[str, Any], option: str, ids: Collection[str] = ()) 
     if not texts:
         raise DataError(f"There is no column of text, only {', '.join(map(repr, first))}. Name it with {option}.")
     raise DataError(
-        f"It is ambiguous which column holds the texts: it could be {' or '.join(map(repr, texts))}. Name it with {option}."
+        f"It is ambiguous which column holds the texts: it could be {' or '.join(map(repr, texts))}. "
+        f"Name it with {option}."
     )
 
 
@@ -474,7 +476,10 @@ def unknown_class(name: str | None, row: int | None, value: str, known: Mapping[
     where = f"Column {name!r}, row {row}" if row is not None else f"Column {name!r}"
     if known is None:
         return (
-            f"{where}: label {value!r} is a class name, and no ids of classes are known. Let CrossEncoderTrainer resolve "
-            "them, or give PairCollator(columns=Columns(..., label2id={name: id, ...}))."
+            f"{where}: label {value!r} is a class name, and no ids of classes are known. Let CrossEncoderTrainer "
+            "resolve them, or give PairCollator(columns=Columns(..., label2id={name: id, ...}))."
         )
-    return f"{where}: class {value!r} is unknown to the model, whose classes are {list(known)}. Mend the label or load the model with it."
+    return (
+        f"{where}: class {value!r} is unknown to the model, whose classes are {list(known)}. "
+        "Correct the label, or load the model with it."
+    )

@@ -56,17 +56,18 @@ def read_pairs(
         [('a', 'b'), ('why?', 'because')]
 
     Args:
-        rows: An iterable of tuples, lists, arrays, dicts or examples with `texts`; a `datasets.Dataset`; an array [P, 2];
-            or two columns `{"first": [...], "second": [...]}`.
+        rows: An iterable of tuples, lists, arrays, dicts or examples with `texts`; a `datasets.Dataset`; an array [P,
+            2]; or two columns `{"first": [...], "second": [...]}`.
         columns: The names of the two text columns of dicts and data sets.
-        trained_on: The names that the model was trained on, which decide where rows have both of them and `columns` isn't
-            given. Otherwise the rules of `cross_trainer.data.columns` apply.
+        trained_on: The names that the model was trained on, which decide where rows have both of them and `columns`
+            isn't given. Otherwise the rules of `cross_trainer.data.columns` apply.
 
     Yields:
         (first text, second text) of every row.
 
     Raises:
-        DataError: A row isn't a pair of texts, or it is ambiguous which columns are the texts; the message names the row.
+        DataError: A row isn't a pair of texts, or it is ambiguous which columns are the texts; the message names the
+            row.
     """
     if isinstance(rows, Mapping):
         yield from _from_columns(rows, columns, trained_on)
@@ -157,8 +158,8 @@ def encode_pairs(
         tokenizer: A fast or a slow one. Threads may share it.
         pairs: P pairs.
         max_length: Tokens of a pair at most, special tokens included; None for no limit.
-        truncation: Which text gives way: the longer one, token by token, or the first or the second alone. Where the other
-            text, which is protected, leaves no room for it, it is cut as well, so that one token remains of each.
+        truncation: Which text gives way: the longer one, token by token, or the first or the second alone. Where the
+            other text, which is protected, leaves no room for it, it is cut as well, so that one token remains of each.
 
     Returns:
         Tokens of each pair. Truncation drops whole tokens at the end of a text, or at its start where the tokenizer's
@@ -290,7 +291,7 @@ _GUARD = threading.Lock()
 
 
 def _lock(tokenizer: PreTrainedTokenizerBase) -> threading.Lock:
-    """A tokenizer's own lock: a fast one keeps its truncation as a state, which threads would change under each other."""
+    """A tokenizer's own lock: a fast one keeps its truncation as state, which threads would change for one another."""
     with _GUARD:
         return _LOCKS.setdefault(tokenizer, threading.Lock())
 

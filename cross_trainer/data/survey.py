@@ -1,4 +1,10 @@
-"""Whether all rows of a data set can be trained on."""
+"""One reading of a whole data set, in batches, before any long work starts: what its labels are, and the first bad row.
+
+>>> rows = [{"a": "one", "b": "uno", "label": 1}, {"a": "two", "b": "tres", "label": 0}]
+>>> found = survey(rows, resolve_columns(rows))
+>>> found.kind, found.rows, found.minimum, found.maximum
+('binary', 2, 0, 1)
+"""
 
 from __future__ import annotations
 
@@ -8,11 +14,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cross_trainer.data.columns import IGNORED_LABEL, Columns, Rows, as_mapping, is_list, iterate, unknown_class
+from cross_trainer.data.columns import (
+    IGNORED_LABEL,
+    Columns,
+    Rows,
+    as_mapping,
+    check_text,
+    is_list,
+    iterate,
+    unknown_class,
+)
 from cross_trainer.errors import DataError, short
 
 logger = logging.getLogger(__name__)
-
 
 BATCH_ROWS = 10_000
 
@@ -21,11 +35,20 @@ BATCH_ROWS = 10_000
 class Survey:
     """What one reading of a data set found.
 
-    `kind` is what the labels are: "none", "binary" (nothing but 0 and 1), "class" (other integers, or names), "real"
-    (other numbers), "multi" (lists of C numbers), "list" (one number a document) or "margin" (one number for two
-    documents). `minimum` and `maximum` are the range of numeric labels, `integers` tells that all were of an integer
-    type, `whole` that none had a fraction, `names` holds the class names found as labels, `class_names` all of them in
-    the order of their index.
+    Attributes:
+        rows: How many rows there are.
+        empty_texts: How many texts are empty.
+        kind: What the labels are: "none", "binary" (nothing but 0 and 1), "class" (other integers, or names), "real"
+            (other numbers), "multi" (lists of C numbers), "list" (one number per document) or "margin" (one number for
+            two documents).
+        minimum: The lowest numeric label.
+        maximum: The highest.
+        class_names: The names of the classes, in the order of their index.
+        width: C, where labels are lists of numbers.
+        without_positive: How many lists have no label above 0.
+        integers: Whether all labels are of an integer type.
+        whole: Whether no label has a fraction.
+        names: The class names that occur as labels.
     """
 
     rows: int = 0
@@ -88,8 +111,8 @@ def check_range(dataset: Rows, columns: Columns, found: Survey, low: float, high
             outside = [entry for entry in _flat(value) if not low <= entry <= high]
             if outside:
                 raise DataError(
-                    f"Column {columns.label!r}, row {start + offset}: label {short(outside[0])} is outside [{low:g}, {high:g}]; "
-                    f"the labels range from {found.minimum:g} to {found.maximum:g}. {remedy}"
+                    f"Column {columns.label!r}, row {start + offset}: label {short(outside[0])} is outside "
+                    f"[{low:g}, {high:g}]; the labels range from {found.minimum:g} to {found.maximum:g}. {remedy}"
                 )
 
 
@@ -106,7 +129,10 @@ def check_classes(dataset: Rows, columns: Columns, found: Survey, num_labels: in
             raise DataError(unknown_class(columns.label, row, unknown[0], columns.label2id))
     if not found.names:
         count = len(found.class_names) if found.class_names is not None else num_labels
-        remedy = f"The model has num_labels={num_labels}. Load it with more labels, or filter such rows out (-1 often means no label)."
+        remedy = (
+            f"The model has num_labels={num_labels}. Load it with more labels, or filter such rows out "
+            "(-1 often means no label)."
+        )
         check_range(dataset, columns, found, 0, count - 1, remedy)
 
 
@@ -146,7 +172,8 @@ def _transpose(rows: list[Mapping[str, Any]], names: list[str], start: int) -> d
         for name in names:
             if name not in row:
                 raise DataError(
-                    f"Column {name!r}, row {start + offset}: missing; the row has {list(row)}. Give every row the same columns."
+                    f"Column {name!r}, row {start + offset}: missing; the row has {list(row)}. "
+                    "Give every row the same columns."
                 )
     return {name: [row[name] for row in rows] for name in names}
 
@@ -162,20 +189,14 @@ def _first_row_with(dataset: Rows, columns: Columns, name: str) -> int | None:
 def _check_texts(values: list[Any], name: str, start: int, *, listed: bool) -> int:
     """Check one column's texts and count the empty ones."""
     empty = 0
-    for offset, value in enumerate(values):
+    for row, value in enumerate(values, start):
+        where = f"Column {name!r}, row {row}"
         if listed and (not is_list(value) or not value):
             raise DataError(
-                f"Column {name!r}, row {start + offset}: expected a list of documents with at least one, "
-                f"found {short(value)}. Filter such rows out."
+                f"{where}: expected a list of documents with at least one, found {short(value)}. Filter such rows out."
             )
         for text in value if listed else (value,):
-            if not isinstance(text, str):
-                raise DataError(
-                    f"Column {name!r}, row {start + offset}: expected a text, found {short(text)} ({type(text).__name__}). "
-                    f"Filter such rows out, with dataset.filter(lambda row: row[{name!r}] is not None) for instance, "
-                    "or turn them into strings."
-                )
-            empty += not text
+            empty += not check_text(text, where)
     return empty
 
 
@@ -206,7 +227,7 @@ def _check_labels(batch: Mapping[str, list[Any]], columns: Columns, start: int, 
 
 def _check_numbers(label: Any, name: str, row: int, found: Survey) -> None:
     for entry in _flat(label):
-        if isinstance(entry, str):
+        if isinstance(entry, str) and not is_list(label):
             continue
         if entry is None or not isinstance(entry, int | float):
             raise DataError(
@@ -246,8 +267,8 @@ def _check_list(label: Any, documents: Sequence[str], columns: Columns, row: int
 def _check_width(label: Sequence[Any], name: str, row: int, found: Survey) -> None:
     if found.width not in {0, len(label)} or not label:
         raise DataError(
-            f"Column {name!r}, row {row}: a list of {len(label)} labels, where earlier rows have {found.width or 'some'}. "
-            "Give every row one number (0 or 1) for each label."
+            f"Column {name!r}, row {row}: a list of {len(label)} labels, where earlier rows have "
+            f"{found.width or 'some'}. Give every row one number (0 or 1) for each label."
         )
     found.width = len(label)
 

@@ -66,8 +66,8 @@ def position_limit(config: Any) -> int | None:
 def describe_reading(config: Any, truncation: str, text_columns: Sequence[str] | None = None) -> None:
     """Write into a model's config how pairs were read in training, for this package to read them so again.
 
-    It is one entry, `cross_trainer`, of config.json, which other tools pass over; nothing is written where training read
-    pairs as every tool does.
+    It is one entry, `cross_trainer`, of config.json, which other tools pass over; nothing is written where training
+    read pairs as every tool does.
 
     Args:
         config: The model's config.
@@ -101,8 +101,8 @@ def save_tokenizer(
 ) -> None:
     """Save a tokenizer so that every reader cuts and pads pairs as training did.
 
-    Writes `model_max_length` into the tokenizer's files, and `sentence_bert_config.json`, which text-embeddings-inference
-    and vLLM read. The tokenizer in memory stays as it is.
+    Writes `model_max_length` into the tokenizer's files, and `sentence_bert_config.json`, which
+    text-embeddings-inference and vLLM read. The tokenizer in memory stays as it is.
 
     Args:
         tokenizer: The tokenizer.

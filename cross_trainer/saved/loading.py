@@ -175,8 +175,8 @@ def saved_activation(config: Any) -> Activation:
     activation = _torch_module(path)
     if activation is None:
         logger.warning(
-            "The config's activation %r is no class of torch.nn.modules and is not loaded; %s is used. Pass activation=... "
-            "for another one.",
+            "The config's activation %r is no class of torch.nn.modules and is not loaded; %s is used. "
+            "Pass activation=... for another one.",
             path,
             default,
         )

@@ -78,8 +78,8 @@ class CrossEncoder:
         tokenizer: Instead of the one saved with the model.
         activation: From logits to scores, used wherever a call names no other. Default: what the model's config asks
             for, see `saved_activation`.
-        truncation: Which text of a pair that is too long is cut, see `cross_trainer.data.pairs.encode_pairs`. Default: as
-            the model was trained.
+        truncation: Which text of a pair that is too long is cut: "longest_first", "only_first" or "only_second".
+            Default: as the model was trained.
         max_tokens: Tokens of a batch, padding included. Default: by the device, see `MAX_TOKENS`.
         padding_free: Compute no padding in batches that have some, where the model allows it.
         compile: Run the model through `torch.compile`: a minute or more at the first call, faster afterwards.
@@ -382,7 +382,7 @@ class CrossEncoder:
         )
 
     def _scoring_model(self) -> Callable[..., Any]:
-        """The view of the model that scores are computed with, made anew when the model's tensors have been exchanged."""
+        """The view of the model that scores are computed with, made anew when the model has other tensors."""
         tensors = list(itertools.chain(self.model.parameters(), self.model.buffers()))
         versions = [(tensor._version, tensor.data_ptr()) for tensor in tensors] if self._quantize else []  # noqa: SLF001
         state = (*map(id, tensors), *versions)

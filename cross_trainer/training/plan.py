@@ -388,7 +388,7 @@ def choose_num_labels(found: Survey) -> int:
 
 
 def assume_labels(config: Any) -> Survey:
-    """What labels to expect by a model's config alone, where another collator makes them out of rows of its own kind."""
+    """What labels to expect by a model's config alone, where another collator makes them of rows of its own kind."""
     if config.problem_type == "multi_label_classification":
         return Survey(kind="multi", width=config.num_labels)
     return Survey(kind="class" if config.num_labels > 1 else "real")
@@ -420,7 +420,8 @@ def choose_loss(columns: Columns, found: Survey, config: Any, label_smoothing: f
     expected = 1 if columns.grouped else found.width if found.kind == "multi" else None
     if expected is not None and config.num_labels != expected:
         raise ConfigurationError(
-            f"The data needs num_labels={expected}, the model has {config.num_labels}. Load it with num_labels={expected}."
+            f"The data needs num_labels={expected}, and the model has {config.num_labels}. "
+            f"Load it with num_labels={expected}."
         )
     return loss
 

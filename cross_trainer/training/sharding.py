@@ -1,7 +1,8 @@
 """The rows that every process loads: with what their columns are for, in equal shares, none trained on twice.
 
-Accelerate fills the last batches of an epoch with rows from its beginning, which would be trained on twice. Here they are
-filled with items without a row, whose labels are all -100, so that several processes do exactly what one process does.
+Accelerate fills the last batches of an epoch with rows from its beginning, which would be trained on twice. Here they
+are filled with items without a row, whose labels are all -100, so that several processes do exactly what one process
+does.
 """
 
 from __future__ import annotations

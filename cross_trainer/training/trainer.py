@@ -348,7 +348,7 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, beside the training loss also `padding_fraction` of tokens and `truncated_fraction` of pairs since the last log."""
+        """Log the `padding_fraction` of tokens and the `truncated_fraction` of pairs with each training loss."""
         if "loss" in logs and isinstance(self.data_collator, PairCollator):
             logs.update(self._collating_fractions(self.data_collator))
         super().log(logs, start_time)
@@ -388,7 +388,7 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Predict all rows in order; the loss is that of all rows at once, and random numbers go on as if nothing had run."""
+        """Predict all rows in order, with the loss of all rows at once; random numbers go on as if nothing had run."""
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         keep_random_state = contextlib.nullcontext() if self.is_in_train else torch.random.fork_rng(devices)
         at_once = self._loss_of_all_rows
@@ -438,9 +438,8 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
     def end(self) -> None:
         """Finish the trackers and leave the process group; nothing that speaks to other processes can follow.
 
-        The wrapper that synchronises gradients is released before: freed last, it would free the group with Python's
-            lock held, for
-        which one of the group's own threads may be waiting.
+        The wrapper that synchronises gradients is released first. Freed last, it would free the group while holding
+        Python's lock, for which one of the group's own threads may be waiting.
         """
         self.model = self.model_wrapped = self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)
         self.callback_handler.model = self.model

@@ -245,6 +245,6 @@ def test_bad_rows_of_a_stream(tokenizer):
 
 def test_repr_says_what_it_does(tokenizer):
     assert repr(PairCollator(tokenizer, max_length=32, swap=True)) == (
-        "PairCollator(max_length=32, truncation='longest_first', padding=True, pad_to_multiple_of=None, columns=None, swap=True, "
-        "in_batch_negatives=0)"
+        "PairCollator(max_length=32, truncation='longest_first', padding=True, pad_to_multiple_of=None, columns=None, "
+        "swap=True, in_batch_negatives=0)"
     )

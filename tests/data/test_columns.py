@@ -226,7 +226,7 @@ def test_a_dataset_dict_is_no_data_set():
 
 
 def row(*texts, **others):
-    return [{**{name: "some text" for name in texts}, **others}]
+    return [{**dict.fromkeys(texts, "some text"), **others}]
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,8 @@ def alphabet() -> list[str]:
 TOKENIZERS = {
     "word pieces": build_tokenizer,
     "bytes": byte_level,
-    "slow bytes": lambda: ByT5Tokenizer(),
-    "slow characters": lambda: CanineTokenizer(),
+    "slow bytes": ByT5Tokenizer,
+    "slow characters": CanineTokenizer,
 }
 
 
@@ -214,7 +214,7 @@ def test_encoders_of_different_lengths_may_share_a_tokenizer():
 
 @pytest.mark.parametrize("text", ["\ud83d", "fine \udc00 not"])
 def test_half_a_surrogate_pair_is_named(text):
-    with pytest.raises(DataError, match="Column 'a', row 3: the text .* half of a surrogate pair"):
+    with pytest.raises(DataError, match=r"Column 'a', row 3: the text .* half of a surrogate pair"):
         check_text(text, "Column 'a', row 3")
     with pytest.raises(DataError, match="Row 1, text 2: the text"):
         list(read_pairs([("a", "b"), ("a", text)]))

@@ -435,7 +435,7 @@ def test_pickles_are_refused_unless_asked_for(tmp_path):
 
 
 def test_heads(tmp_path, caplog):
-    """A model that is no classifier gets one label; another number of labels a new head; both say that they know nothing."""
+    """A model that is no classifier gets one label, another number of labels a new head; both say that they are new."""
     BertModel(build_model().config).save_pretrained(tmp_path / "base")
     build_tokenizer().save_pretrained(tmp_path / "base")
     encoder = CrossEncoder(tmp_path / "base")

@@ -718,7 +718,7 @@ def launch(processes, script, *arguments):
 
 
 def test_two_processes_are_equal_to_one(tmp_path):
-    """Same update for pairs and lists, sets that don't divide, evaluation before training, streams; the same metrics, in order."""
+    """The same updates and metrics for pairs, lists and streams, for sets that don't divide, evaluated first."""
     script = Path(__file__).parents[1] / "two_processes.py"
     for processes in (1, 2):
         launch(processes, script, str(tmp_path / str(processes)))

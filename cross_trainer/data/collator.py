@@ -298,9 +298,7 @@ class PairCollator:
         self._count("padding", attention_mask.numel() - tokens)
 
 
-def pairs_and_labels(
-    rows: Sequence[Row], columns: Columns
-) -> tuple[list[tuple[str, str]], dict[str, torch.Tensor]]:
+def pairs_and_labels(rows: Sequence[Row], columns: Columns) -> tuple[list[tuple[str, str]], dict[str, torch.Tensor]]:
     """Pairs, and `labels` and `num_relevant`, of rows of text."""
     collator = PairCollator.__new__(PairCollator)
     collator.swap, collator.in_batch_negatives = False, 0

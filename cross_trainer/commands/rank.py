@@ -78,8 +78,7 @@ def rank_files(
     Args:
         queries: A table with a column of ids and one of texts.
         corpus: A table of documents with such columns.
-        output: The file to write. Lines of a jsonl are
-            `{"query_id": ..., "ranking": [{"id": ..., "score": ...}, ...]}`.
+        output: The file to write. A jsonl has lines `{"query_id": ..., "ranking": [{"id": ..., "score": ...}, ...]}`.
         model: A name on the Hub or a folder, of a model with one label.
         candidates: The documents to rank: a TREC run, or a table of query and document ids. Default: all.
         top_k: Documents to write for each query. Default: all.

@@ -27,15 +27,12 @@ What is still ambiguous is an error that names the columns, what each could be, 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from cross_trainer.errors import ConfigurationError, DataError, short
-
-logger = logging.getLogger(__name__)
 
 _QUERIES = ("query", "question")
 _DOCUMENTS = (
@@ -209,7 +206,7 @@ def resolve_columns(
     trained_on: Sequence[str] | None = None,
     option: str = BY_ARGUMENT,
 ) -> Columns:
-    """Decide what each column is for, and log it in one line; see the module for the rules.
+    """Decide what each column is for; see the module for the rules.
 
     Args:
         dataset: Any data set whose first row can be read.
@@ -244,8 +241,6 @@ def resolve_columns(
         resolved = dataclasses.replace(resolved, class_names=_class_names(dataset, resolved.label))
     if in_batch_negatives and resolved.shape == "pair" and resolved.label is None:
         resolved = dataclasses.replace(resolved, shape="tuple")
-    ignored = [name for name in first if name not in resolved.names] if resolved.shape != "tokens" else []
-    logger.info("Columns: %s", _describe(resolved, ignored))
     return resolved
 
 
@@ -437,7 +432,9 @@ def _class_names(dataset: Rows, label: str) -> tuple[str, ...] | None:
     return tuple(names) if names else None
 
 
-def _describe(columns: Columns, ignored: list[str]) -> str:
+def describe_columns(columns: Columns, names: Iterable[str]) -> str:
+    """What is read of a data set with columns of these names, in one line."""
+    ignored = [name for name in names if name not in columns.names] if columns.shape != "tokens" else []
     what = {
         "pair": "pairs",
         "list": "lists of documents",

@@ -18,18 +18,30 @@ A jsonl gets the types that its values have, and a parquet file keeps its own, w
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cross_trainer
 from cross_trainer.data.columns import NUM_RELEVANT, is_label, resolve_columns
-from cross_trainer.data.tables import FORMATS, Name, Row, placed_rows, read_rows, scan_table, table_format
+from cross_trainer.data.tables import (
+    FORMATS,
+    ROW_GROUP,
+    Name,
+    Row,
+    placed_rows,
+    read_rows,
+    replacing,
+    scan_table,
+    table_format,
+)
 from cross_trainer.errors import ConfigurationError, DataError, short
 
 if TYPE_CHECKING:
@@ -124,7 +136,7 @@ def load_split(source: str, split: str, config: str | None = None, columns: Sequ
 
 
 def load_table(path: Name, columns: Sequence[str] | None = None) -> Dataset:
-    """Load a file as a data set that stays on disk. An unchanged file is converted only once.
+    """Load a file as a data set that stays on disk, in the cache of `datasets`. An unchanged file is read only once.
 
     Args:
         path: A csv, tsv, jsonl or parquet file, recognised by its name.
@@ -134,14 +146,34 @@ def load_table(path: Name, columns: Sequence[str] | None = None) -> Dataset:
         DataError: A text isn't a text, a label's column mixes numbers with something else, or the file can't be read.
             The message names the file, the line and the column.
     """
-    from datasets import Dataset, Features
-    from datasets.exceptions import DatasetGenerationError
+    from datasets import Dataset, config
 
     if table_format(Path(path)) is None:
         raise DataError(
             f"{path} is not a table: expected a name that ends in {', '.join(FORMATS)}, or in one of these and .gz."
         )
-    state = os.stat(path)
+    state = _state(path)
+    identity = json.dumps([os.path.abspath(path), *state, columns, cross_trainer.__version__])
+    name = hashlib.sha256(identity.encode()).hexdigest()
+    cached = Path(config.HF_DATASETS_CACHE, "cross_trainer", f"{name}.arrow")
+    if not cached.exists():
+        with replacing(cached, f"{cached}.{os.getpid()}") as temporary:  # other processes may be writing it, too
+            _convert(path, temporary, columns)
+            if _state(path) != state:
+                raise DataError(f"{path} was changed while it was being read. Try again.")
+    return Dataset.from_file(str(cached))
+
+
+def _state(path: Name) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns
+
+
+def _convert(path: Name, target: Path, columns: Sequence[str] | None) -> None:
+    """Write a table as the file of a data set, with the types of its values."""
+    import pyarrow as pa
+    from datasets import Features
+
     used = _find_columns(path, columns)
     kinds: dict[str, str] = {}
 
@@ -150,28 +182,14 @@ def load_table(path: Name, columns: Sequence[str] | None = None) -> Dataset:
             kinds[name] = _join_kinds(kinds.get(name), row[name], f"{place}, column {name!r}", name)
 
     found = scan_table(path, used.texts, columns=used.texts, lists=used.lists, check=widen)
-    features = Features.from_arrow_schema(_with_kinds(found.schema, kinds))
-    if not found.rows:
-        return Dataset.from_dict({name: [] for name in features}, features)
-    identity = {"size": state.st_size, "changed": state.st_mtime_ns, "version": cross_trainer.__version__}
-    names, converted = tuple(features), tuple(kinds.items())
-    try:
-        return Dataset.from_generator(
-            _generate,
-            features,
-            gen_kwargs={"path": os.path.abspath(path), "names": names, "kinds": converted, **identity},
-        )
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, DataError):  # the file was changed since it was scanned
-            raise error.__cause__ from None
-        raise
-
-
-def _generate(path: str, names: Sequence[str], kinds: Sequence[tuple[str, str]], **_identity: object) -> Iterator[Row]:
-    """Rows as a data set holds them. What identifies the file also identifies the data set in the cache."""
-    convert = {name: _CONVERT[kind] for name, kind in kinds}
-    for row in read_rows(path):
-        yield {name: convert[name](row[name]) if name in convert else row.get(name) for name in names}
+    schema = Features.from_arrow_schema(_with_kinds(found.schema, kinds)).arrow_schema
+    rows = read_rows(path)
+    with pa.ipc.new_stream(target, schema) as writer:
+        while group := list(itertools.islice(rows, ROW_GROUP)):
+            for name, kind in kinds.items():
+                for row in group:
+                    row[name] = _CONVERT[kind](row[name])
+            writer.write_batch(pa.RecordBatch.from_pylist(group, schema))
 
 
 # -- columns and their types -------------------------------------------------------------------------------------------

@@ -160,14 +160,14 @@ def checked_rows(
     Raises:
         DataError: A text is missing or isn't a text; the message names the file, the line and the column.
     """
+    columns_of_texts = [(name, f", column {name!r}", name in lists) for name in texts]
     for place, row in placed_rows(path, columns):
-        for name in texts:
-            where = f"{place}, column {name!r}"
+        for name, column, listed in columns_of_texts:
             if name not in row:
-                raise DataError(f"{where}: missing; the row has {list(row)}. Filter such rows out.")
+                raise DataError(f"{place}{column}: missing; the row has {list(row)}. Filter such rows out.")
             value = row[name]
-            for text in value if name in lists and isinstance(value, list) else (value,):
-                check_text(text, where)
+            for text in value if listed and isinstance(value, list) else (value,):
+                check_text(text, place + column)
         yield place, row
 
 
@@ -194,13 +194,13 @@ def column_names(path: Name) -> tuple[str, ...]:
 
 
 def _read_delimited(path: Name, name: str) -> Iterator[tuple[str, Row]]:
-    names = column_names(path)
+    names, before = column_names(path), f"{path}, line "
     with _open_text(path) as file:
         lines = _split(file, name)
         next(lines)
         number = lines.line_num + 1
         for fields in lines:
-            place, number = f"{path}, line {number}", lines.line_num + 1  # a quoted field may span several lines
+            place, number = f"{before}{number}", lines.line_num + 1  # a quoted field may span several lines
             if fields and len(fields) != len(names):
                 raise DataError(
                     f"{place}: {len(fields)} fields, but the first line has {len(names)}. Correct the line"
@@ -338,7 +338,8 @@ def scan_table(
         for place, row in group:
             check(place, row)
             empty += sum(not row[name] for name in texts)
-            seen.update(dict.fromkeys(row))
+            if row.keys() != seen.keys():
+                seen.update(dict.fromkeys(row))
         if typed and source == "jsonl":
             for name in seen:
                 types[name] = _widened(name, types.get(name), group, remedy)

@@ -35,7 +35,15 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from cross_trainer.data.collator import PairCollator
-from cross_trainer.data.columns import NUM_RELEVANT, Columns, Rows, first_row, is_stream, resolve_columns
+from cross_trainer.data.columns import (
+    NUM_RELEVANT,
+    Columns,
+    Rows,
+    describe_columns,
+    first_row,
+    is_stream,
+    resolve_columns,
+)
 from cross_trainer.data.pairs import check_truncation, padding_id
 from cross_trainer.data.survey import Survey, check_classes, check_range, survey
 from cross_trainer.errors import ConfigurationError
@@ -311,6 +319,7 @@ def _look_at(dataset: Rows, collator: Any, config: Any, trained: Columns | None 
     asked = _asked(first, getattr(collator, "columns", None), trained)
     negatives = getattr(collator, "in_batch_negatives", 0)
     columns = resolve_columns(dataset, asked, negatives, trained_on=saved_text_columns(config))
+    logger.info("Columns: %s", describe_columns(columns, first))
     return columns, survey(rows, columns)
 
 

@@ -13,20 +13,40 @@ def short(value: object) -> str:
 
 
 class CrossTrainerError(Exception):
-    """Parent of every error that this package raises on purpose."""
+    """Parent of every error that this package raises on purpose.
+
+    >>> [each.__name__ for each in CrossTrainerError.__subclasses__()]
+    ['DataError', 'ConfigurationError', 'UnsupportedModelError', 'MissingDependencyError']
+    """
 
 
 class DataError(CrossTrainerError, ValueError):
-    """A data set holds something that can't be trained or scored on: the message names the column and the row."""
+    """A data set holds something that can't be trained or scored on: the message names the column and the row.
+
+    >>> issubclass(DataError, ValueError)
+    True
+    """
 
 
 class ConfigurationError(CrossTrainerError, ValueError):
-    """Arguments that contradict each other, the model or the data."""
+    """Arguments that contradict each other, the model or the data.
+
+    >>> issubclass(ConfigurationError, ValueError)
+    True
+    """
 
 
 class UnsupportedModelError(CrossTrainerError, TypeError):
-    """A model that a feature can't work on: the message says why."""
+    """A model that a feature can't work on: the message says why.
+
+    >>> issubclass(UnsupportedModelError, TypeError)
+    True
+    """
 
 
 class MissingDependencyError(CrossTrainerError, ImportError):
-    """An optional dependency isn't installed: the message names the extra to install."""
+    """An optional dependency isn't installed: the message names the extra to install.
+
+    >>> issubclass(MissingDependencyError, ImportError)
+    True
+    """

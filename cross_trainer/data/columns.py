@@ -95,6 +95,9 @@ class InputExample:
 class Columns:
     """What each column of a data set is for.
 
+    >>> Columns("question", ("answer", "wrong", "worse"), shape="tuple").names
+    ['question', 'answer', 'wrong', 'worse']
+
     Args:
         query: The column of the first text.
         documents: The column of the second text, or of the lists of documents; for tuples the positive's and the

@@ -43,6 +43,9 @@ class Group:
 def group_by_query(dataset: Rows, columns: Columns | Sequence[str] | None = None) -> Dataset:
     """Turn rows `(query, document, label)` into one row per query, in the order in which queries first appear.
 
+    >>> group_by_query([("egg", "boil it", 1), ("sky", "it scatters", 1), ("egg", "eat it raw", 0)])[0]
+    {'text_1': 'egg', 'documents': ['boil it', 'eat it raw'], 'labels': [1, 0]}
+
     Two texts are the same if they are equal letter by letter. A document that occurs more than once for a query is kept
     once, in its first place and with its highest label.
 

@@ -1,5 +1,6 @@
 """One reading of a whole data set, in batches, before any long work starts: what its labels are, and the first bad row.
 
+>>> from cross_trainer.data.columns import resolve_columns
 >>> rows = [{"a": "one", "b": "uno", "label": 1}, {"a": "two", "b": "tres", "label": 0}]
 >>> found = survey(rows, resolve_columns(rows))
 >>> found.kind, found.rows, found.minimum, found.maximum

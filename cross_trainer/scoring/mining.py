@@ -52,6 +52,9 @@ _NO_LOSS = {"queries", "candidates", "seconds"}
 class MiningStatistics:
     """What happened to every candidate and every query.
 
+    >>> MiningStatistics(queries=2, candidates=4, positives=1, taken=3).left
+    0
+
     `candidates` is the sum of `positives`, `duplicates`, `outside_range`, `false_negatives`, `outside_scores`, `taken`
     and `left`.
 
@@ -87,7 +90,11 @@ class MiningStatistics:
 
 @dataclass(frozen=True)
 class MinedNegatives:
-    """The mined rows, and statistics of where they come from.
+    """The mined rows, and statistics of where they come from; see `mine_hard_negatives`.
+
+    >>> rows = [("boil an egg", "boil it for eight minutes"), ("fly a kite", "boil nothing, wait for wind")]
+    >>> isinstance(mine_hard_negatives(rows, num_negatives=1), MinedNegatives)
+    True
 
     Args:
         dataset: Rows in the format asked for.
@@ -152,6 +159,10 @@ def mine_hard_negatives(
     show_progress: bool | None = None,
 ) -> MinedNegatives:
     """Find negatives that are hard to tell from the positives.
+
+    >>> rows = [("boil an egg", "boil it for eight minutes"), ("fly a kite", "boil nothing, wait for wind")]
+    >>> mine_hard_negatives(rows, num_negatives=1).dataset[0]
+    {'text_1': 'boil an egg', 'text_2': 'boil it for eight minutes', 'negative': 'boil nothing, wait for wind'}
 
     Texts count as equal if they are so after lowering case and joining white space. Rows with an equal query are one
     query, with all of their positives. A document equal to the query isn't a negative either, as in matching questions

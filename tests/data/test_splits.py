@@ -145,7 +145,7 @@ def test_fields_stay_texts_whatever_they_look_like(tmp_path, suffix):
         (["0", "1.5", ".5", "2.", "1e-3"], [0, 1.5, 0.5, 2, 0.001], "float64"),
         (["1", str(10**19)], [1, 1e19], "float64"),
         (["true", "False", "TRUE"], [True, False, True], "bool"),
-        (["yes", "no", ""], ["yes", "no", ""], "string"),
+        (["yes", "no", "yes"], ["yes", "no", "yes"], "string"),
         (["true", "maybe"], ["true", "maybe"], "string"),
         (["1_000", "2_000"], ["1_000", "2_000"], "string"),
         (["\u0661", "\u0662"], ["\u0661", "\u0662"], "string"),
@@ -165,10 +165,11 @@ def test_labels_of_a_csv_get_a_type(tmp_path, fields, values, kind):
             ["1", "0.5", "n/a"],
             r"t.csv, line 6, column 'label': 'n/a' is no number, as 'label' holds in the lines before",
         ),
-        (["1", ""], r"line 5, column 'label': '' is no number.*Filter such rows out, or write jsonl"),
+        (["1", ""], r"line 5, column 'label': the field is empty.*filter such rows out"),
         (["1", "true"], r"line 5, column 'label': 'true' is no number"),
         (["yes", "no", "1"], r"line 6, column 'label': '1' is a number, and 'label' holds none in the lines before"),
-        (["", "1.5"], r"line 5, column 'label': '1.5' is a number"),
+        (["", "1.5"], r"line 2, column 'label': the field is empty"),
+        (["yes", " "], r"line 5, column 'label': the field is empty"),
     ],
 )
 def test_numbers_among_other_labels_name_their_line(tmp_path, fields, message):

@@ -203,11 +203,11 @@ def test_texts_that_are_not_there_are_named(tmp_path):
         check_table(tmp_path / "half.jsonl", Format("jsonl"))
     write(tmp_path / "one.csv", [{"id": "1", "a": "x", "label": "1"}])
     with pytest.raises(
-        DataError, match=r"one.csv: no two columns of text among \['id', 'a', 'label'\].*--text-columns"
+        DataError, match=r"one.csv: Found 1 text columns \(\['a'\]\) among \['id', 'a', 'label'\].*--text-columns"
     ):
         check_table(tmp_path / "one.csv", Format("csv"))
     write(tmp_path / "lists.jsonl", [{"a": "x", "documents": ["y", "z"], "labels": [0, 1]}])
-    with pytest.raises(DataError, match=r"not pairs of texts\. Write one pair per row"):
+    with pytest.raises(DataError, match=r"write one pair per row"):
         check_table(tmp_path / "lists.jsonl", Format("csv"))
 
 
@@ -225,8 +225,8 @@ def test_what_the_output_cannot_hold_is_found_before_scoring(tmp_path, value, ta
     schema = pa.Table.from_pylist([{"a": "x", "b": "y", "other": value}]).schema
     write(tmp_path / "t.parquet", [{"a": "x", "b": "y"}, {"a": "x", "b": "y", "other": value}], schema)
     with pytest.raises(DataError, match=message + ".*Choose another format"):
-        check_table(tmp_path / "t.parquet", Format(target))
-    assert check_table(tmp_path / "t.parquet", Format("parquet")).rows == 2
+        check_table(tmp_path / "t.parquet", Format(target), ("a", "b"))
+    assert check_table(tmp_path / "t.parquet", Format("parquet"), ("a", "b")).rows == 2
 
 
 def test_parquet_takes_one_type_a_column(tmp_path, monkeypatch):
@@ -235,7 +235,7 @@ def test_parquet_takes_one_type_a_column(tmp_path, monkeypatch):
     rows = [{"a": "x", "b": "y", "n": value, "empty": None} for value in values] + [
         {"a": "x", "b": "y", "late": [True]}
     ]
-    schema = check_table(write(tmp_path / "t.jsonl", rows), Format("parquet")).schema
+    schema = check_table(write(tmp_path / "t.jsonl", rows), Format("parquet"), ("a", "b")).schema
     assert {field.name: str(field.type) for field in schema} == {
         "a": "string",
         "b": "string",
@@ -247,7 +247,7 @@ def test_parquet_takes_one_type_a_column(tmp_path, monkeypatch):
     with pytest.raises(
         DataError, match=r"mixed.jsonl, lines 7 to 7, column 'n': the values are of several types.*Write \.jsonl"
     ):
-        check_table(tmp_path / "mixed.jsonl", Format("parquet"))
+        check_table(tmp_path / "mixed.jsonl", Format("parquet"), ("a", "b"))
 
 
 @pytest.mark.parametrize("target", ["csv", "tsv", "jsonl", "parquet"])

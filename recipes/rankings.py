@@ -22,7 +22,7 @@ import numpy as np
 from demo import RecipeArguments
 from numpy.typing import NDArray
 
-from cross_trainer.data.columns import IGNORED_LABEL, Columns, first_row, resolve_columns, text_columns
+from cross_trainer.data.columns import IGNORED_LABEL, Columns, find_text, first_row, resolve_columns
 from cross_trainer.data.grouping import DOCUMENTS, LABELS, group_by_query
 from cross_trainer.data.splits import load_split
 from cross_trainer.data.survey import survey
@@ -158,10 +158,10 @@ def read_corpus(path: str) -> list[str]:
     if Path(path).suffix == ".txt":
         return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     rows = load_split(path, "train")
-    names = text_columns(rows, first_row(rows))
-    if not names:
-        raise DataError(f"--corpus {path!r} has no column of texts among {rows.column_names}.")
-    texts: list[str] = rows["text" if "text" in names else names[0]][:]
+    try:
+        texts: list[str] = rows[find_text(first_row(rows), "a header that calls it 'text'")][:]
+    except DataError as error:
+        raise DataError(f"--corpus {path!r}: {error}") from error
     return texts
 
 

@@ -235,6 +235,7 @@ def test_arguments_of_training_have_dashes_or_underscores():
         "max_tokens": ["99"],
         "padding_free": ["false"],
         "in_batch_negatives": ["2"],
+        "dry_run": [],
     }
     assert {entry.name for entry in dataclasses.fields(TrainArguments) if "_" in entry.name} == set(values)
     for name, words in values.items():

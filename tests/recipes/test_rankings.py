@@ -225,8 +225,11 @@ def test_what_is_no_corpus_is_an_error(tmp_path):
     with pytest.raises(ConfigurationError, match="is not a file"):
         read_corpus(str(tmp_path / "nothing.csv"))
     (tmp_path / "numbers.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(DataError, match=r"no column of texts among \['a', 'b'\]"):
+    with pytest.raises(DataError, match=r"it could be 'a' or 'b'"):
         read_corpus(str(tmp_path / "numbers.csv"))
+    (tmp_path / "numbers.jsonl").write_text('{"a": 1, "b": 2}\n')
+    with pytest.raises(DataError, match=r"There is no column of text, only 'a', 'b'"):
+        read_corpus(str(tmp_path / "numbers.jsonl"))
 
 
 # -- models ------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import operator
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -24,15 +25,17 @@ def scoring_view(model: Any, pad_token_id: int | None = None) -> Any:
 
     Args:
         model: A classifier, under PEFT or not.
-        pad_token_id: The token that fills rows up. Decoders find the end of a text by it, so the view's config gets it.
+        pad_token_id: The token that fills rows up. Decoders, whose head is called `score`, find the end of a text by
+            it, so the view's config gets it there, and where the model's names none.
     """
     for module in model.modules():  # PEFT does so in its first forward pass, which would change the shared weights
         if getattr(module, "disable_adapters", False) is True and getattr(module, "merged", False):
             module.unmerge()
     shared = {id(tensor): tensor for module in model.modules() for tensor in _tensors(module)}
     view = copy.deepcopy(model, shared).eval()
-    if pad_token_id is not None:
-        view.config.get_text_config().pad_token_id = pad_token_id
+    text_config = view.config.get_text_config()
+    if hasattr(view, "score") or getattr(text_config, "pad_token_id", None) is None:
+        text_config.pad_token_id = pad_token_id
     return view
 
 
@@ -54,20 +57,31 @@ def structure(model: nn.Module) -> list[Any]:
     waiting = [model]
     while waiting:
         module = waiting.pop()
+        kept = vars(module)
         parts.append(type(module))
-        for name, value in vars(module).items():
-            if type(value) in _CONTAINERS:
-                if value:
-                    _add(value, parts, configs)
-            elif name == "config":
-                _add(value, parts, configs)
-            elif name != "training":
-                parts.append(value)
-        waiting.extend(child for child in vars(module)["_modules"].values() if child is not None)
+        for held in filter(None, _held(kept)):  # parameters, buffers and hooks
+            parts.append(len(held))
+            parts.extend(held.values() if isinstance(held, dict) else held)
+        for name in _own(tuple(kept)):
+            if type(kept[name]) in _CONTAINERS or name.endswith("config"):
+                _add(kept[name], parts, configs)
+            else:
+                parts.append(kept[name])
+        waiting.extend(child for child in kept["_modules"].values() if child is not None)
     return parts
 
 
+_STANDARD = frozenset(vars(nn.Module()))  # what every module has
+_held = operator.itemgetter(
+    *sorted(name for name in _STANDARD - {"_modules"} if isinstance(vars(nn.Module())[name], dict))
+)
 _CONTAINERS = frozenset({dict, OrderedDict, defaultdict, list, tuple, set})
+
+
+@functools.cache
+def _own(names: tuple[str, ...]) -> list[str]:
+    """The names of a module's attributes that not every module has."""
+    return [name for name in names if name not in _STANDARD]
 
 
 def _add(value: Any, parts: list[Any], configs: set[int]) -> None:
@@ -132,7 +146,7 @@ def _in_float32(part: Any, states: Tensor) -> Tensor:
         return F.linear(states.to(dtype), weight, bias)
 
 
-READS_PADDING = frozenset({"canine", "convbert", "fnet", "funnel", "nystromformer", "yoso"})
+READS_PADDING = frozenset({"canine", "convbert", "fnet", "funnel", "mobilebert", "nystromformer", "yoso"})
 """Model types that mix padding into real tokens, by convolutions for instance, whatever the attention mask says."""
 
 FIRST_TOKEN_FAMILIES = {

@@ -851,7 +851,7 @@ ROWS = {
         {"columns": ("question", "negative")},
         r"with 'negative' twice\. Rename",
     ),
-    "n-tuple": ([{"negative_3": "q", "answer": "p"}], {"output_format": "n-tuple"}, r"with 'negative_3' twice"),
+    "n-tuple": ([{"negative_3": "q", "answer": "p"}], {"output_format": "n-tuple", "columns": ("negative_3", "answer")}, r"with 'negative_3' twice"),
     "twice": (
         [{"question": "q", "grade": 1}],
         {"columns": ("question", "question", "grade")},

@@ -113,13 +113,13 @@ def compute_head_in_float32(model: Any) -> bool:
     In bfloat16 a thousand pairs have a few hundred distinct scores, which is no ranking. The weights stay shared.
 
     Returns:
-        Whether the model was changed: its head consists of linear layers and norms that torch knows.
+        Whether the model was changed: its head consists of linear layers and norms as torch has them.
     """
     classifier = _classifier(model)
     base = classifier.base_model
     heads = [] if base is classifier else [child for child in classifier.children() if child is not base]
     parts = [part for head in (*heads, *_poolers(base)) for part in head.modules() if _weights(part)]
-    if not all(type(part) in {nn.Linear, nn.LayerNorm} for part in parts):
+    if not all(type(part) in {nn.Linear, nn.LayerNorm} and "forward" not in vars(part) for part in parts):
         return False
     for part in parts:
         part.forward = functools.partial(_in_float32, part)

@@ -88,7 +88,8 @@ def position_limit(config: Any) -> int | None:
     if limit is None or limit <= 0:
         return None
     counted = config.model_type in COUNTED_FROM_PADDING and getattr(config, "position_embedding_type", "") != "rotary"
-    return limit - (config.pad_token_id or 0) - 1 if counted else limit
+    padding = 1 if config.model_type == "mpnet" else config.pad_token_id or 0  # MPNet doesn't read its config there
+    return limit - padding - 1 if counted else limit
 
 
 def describe_reading(config: Any, truncation: str, text_columns: Sequence[str] | None = None) -> None:

@@ -192,8 +192,14 @@ def modernbert():
 
 
 SMALL = {
-    **{"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_labels": 1},
-    **{"intermediate_size": 64, "max_position_embeddings": 64, "pad_token_id": 0},
+    "vocab_size": 200,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_labels": 1,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
 }
 FAMILIES = {"bert": build_model, "roberta": roberta, "modernbert": modernbert, "llama": decoder, "lora": build_lora}
 

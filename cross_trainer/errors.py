@@ -5,6 +5,8 @@ Every message names what was found, where, and what to do about it.
 
 from __future__ import annotations
 
+from numbers import Integral
+
 
 def short(value: object) -> str:
     """A value as a message shows it: its `repr`, of 60 characters at most."""
@@ -50,3 +52,13 @@ class MissingDependencyError(CrossTrainerError, ImportError):
     >>> issubclass(MissingDependencyError, ImportError)
     True
     """
+
+
+def check_whole(name: str, value: object, lowest: int = 1) -> None:
+    """Check an argument that counts something.
+
+    Raises:
+        ConfigurationError: It isn't a whole number, or it is below `lowest`.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < lowest:
+        raise ConfigurationError(f"{name}={value!r}: expected a whole number, {lowest} or more.")

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,9 +69,7 @@ def mine_file(
     columns = name_columns(text_columns, label_column)
     rows = load_split(dataset, split, dataset_config, columns)
     documents = None if corpus is None else _load_corpus(corpus, corpus_column)
-    scorer = None
-    if model is not None:
-        scorer = functools.partial(load_encoder(model, **options).predict, show_progress_bar=False)
+    scorer = None if model is None else load_encoder(model, **options).predict
     mined = mine_hard_negatives(rows, documents, scorer=scorer, columns=columns, **(mining or {})).dataset
     with replacing(output) as path, open_writer(path, form, mined.column_names, mined.features.arrow_schema) as write:
         for row in mined:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import tempfile
 import weakref
 from array import array
@@ -40,7 +41,7 @@ from cross_trainer.data.tables import (
     taking,
 )
 from cross_trainer.data.trec import add_document, check_id, read_run, run_lines
-from cross_trainer.errors import ConfigurationError, DataError, short
+from cross_trainer.errors import ConfigurationError, DataError, check_whole, short
 
 if TYPE_CHECKING:
     from cross_trainer.scoring.cross_encoder import CrossEncoder
@@ -73,7 +74,7 @@ def rank_files(
     overwrite: bool = False,
     **options: Any,
 ) -> None:
-    """Write the documents of each query, best first; equal scores are ordered by id.
+    """Write the documents of each query, best first, as `CrossEncoder.rank` orders them; equal ones are ordered by id.
 
     Args:
         queries: A table with a column of ids and one of texts.
@@ -96,6 +97,8 @@ def rank_files(
         DataError: A row can't be read, an id occurs twice or can't be written in a run, or a candidate isn't in the
             corpus.
     """
+    if top_k is not None:
+        check_whole("--top-k", top_k)
     form = _ranking_format(Path(output), form)
     check_output(output, overwrite)
     asked = TextStore(_identified(queries, query_id, query_text, "query"), kind="query")
@@ -114,7 +117,7 @@ def rank_files(
             f"{model} has {encoder.num_labels} labels, so there is no one score to rank by. Use `cross-trainer score`."
         )
     with replacing(output) as path:
-        _write(path, form, _rank(encoder, asked, documents, plan, top_k, window))
+        _write(path, form, _rank(encoder, asked, documents, plan, top_k, window, apart=form == "trec"))
     logger.info("Wrote %s.", output)
 
 
@@ -256,7 +259,7 @@ def _first_of(known: Iterable[str], names: Collection[str]) -> str | None:
 
 
 def _plan(queries: TextStore, wanted: Plan | None, documents: TextStore) -> Plan:
-    """The documents to rank for each query, by id: a stable sort by score then leaves equal scores in a run's order."""
+    """The documents to rank for each query, by id: a stable sort then leaves equal ones in a run's order."""
     if wanted is None:
         everything = sorted(documents.ids)
         logger.info(
@@ -276,19 +279,41 @@ def _plan(queries: TextStore, wanted: Plan | None, documents: TextStore) -> Plan
 
 
 def _rank(
-    encoder: CrossEncoder, queries: TextStore, documents: TextStore, plan: Plan, top_k: int | None, window: int
+    encoder: CrossEncoder,
+    queries: TextStore,
+    documents: TextStore,
+    plan: Plan,
+    top_k: int | None,
+    window: int,
+    *,
+    apart: bool,
 ) -> Iterator[Ranking]:
     """The documents and scores of each query, best first."""
-    import numpy as np
+    from cross_trainer.scoring.engine import best_first, with_logits
 
+    activation = encoder.activation_fn
     pairs = (
         (queries[queries.ids[query]], documents[documents.ids[name]]) for query, names in plan.items() for name in names
     )
-    take = taking(show_progress(encoder.score_windows(pairs, window), sum(map(len, plan.values()))))
+    windows = encoder.score_windows(pairs, window, activation=with_logits(activation))
+    take = taking(show_progress(windows, sum(map(len, plan.values()))))
     for query, names in plan.items():
-        values = take(len(names))[:, 0]
-        best = np.argsort(-values, kind="stable")[:top_k]
-        yield query, dict(zip((names[index] for index in best), shortest(values[best]), strict=True))
+        values, logits = take(len(names)).T
+        best = best_first(values, logits, activation)[:top_k]
+        scores = _apart(shortest(values[best]), logits[best]) if apart else shortest(values[best])
+        yield query, dict(zip((names[index] for index in best), scores, strict=True))
+
+
+def _apart(scores: list[float], logits: Sequence[Any]) -> list[float]:
+    """Scores, best first, that fall wherever logits do, by the last digit of a float64 if need be.
+
+    Tools sort a run by its scores alone, and those of high logits are rounded to one number.
+    """
+    for place in range(1, len(scores)):
+        before = scores[place - 1]
+        highest = math.nextafter(before, -math.inf) if logits[place] < logits[place - 1] else before
+        scores[place] = min(scores[place], highest)
+    return scores
 
 
 def _write(path: Path, form: str, rankings: Iterable[Ranking]) -> None:

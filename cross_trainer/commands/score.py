@@ -137,14 +137,8 @@ def score_file(
 
 def _keep(windows: Iterable[NDArray[np.float32]], partial: PartialScores, first: int) -> None:
     """Keep the scores of each window as soon as they are computed."""
-    import numpy as np
-
-    broken = 0
     for index, scores in enumerate(windows, first):
-        broken += int((~np.isfinite(scores)).any(axis=1).sum())
         partial.save(index, scores)
-    if broken:
-        logger.warning("%d scores are not finite. Another --dtype may help.", broken)
 
 
 def show_progress(

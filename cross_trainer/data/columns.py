@@ -176,7 +176,7 @@ def check_text(value: Any, where: str) -> str:
                 f"{where}: the text {short(value)} has half of a surrogate pair, which is no character. "
                 "Filter such rows out, or mend it with text.encode(errors='ignore').decode()."
             ) from None
-    return value
+    return value if type(value) is str else str(value)  # numpy's strings, for instance
 
 
 def as_mapping(row: Row) -> Mapping[str, Any]:
@@ -457,12 +457,45 @@ def _is_example(row: Any) -> bool:
 
 
 def is_list(value: Any) -> bool:
-    """Whether a value is a list, and no text."""
-    return isinstance(value, Sequence) and not isinstance(value, str)
+    """Whether a value is a list, a tuple, an array or a tensor, and no text."""
+    return (isinstance(value, Sequence) and not isinstance(value, str)) or getattr(value, "ndim", 0) > 0
+
+
+def plain_list(values: Any) -> list[Any]:
+    """A column as a list of Python values, be it one of pandas, polars, numpy or pyarrow."""
+    for name in ("to_pylist", "to_list", "tolist"):
+        if hasattr(values, name):
+            return list(getattr(values, name)())
+    return list(values)
+
+
+def plain_rows(rows: Any) -> Any:
+    """Rows that give Python values: those of a table of pandas, polars or pyarrow, and of a data set with a format.
+
+        >>> import pandas
+        >>> list(plain_rows(pandas.DataFrame({"question": ["Why?"], "answer": ["Because."]})))
+        [{'question': 'Why?', 'answer': 'Because.'}]
+
+    A transform that a user has set stays, as it makes the rows what they are; so does everything else.
+    """
+    library = type(rows).__module__.split(".")[0]
+    if library == "datasets" and hasattr(rows, "with_format"):
+        if not hasattr(rows, "format"):  # a stream: its transforms are no format
+            return rows if isinstance(rows, Mapping) else rows.with_format(None)
+        if rows.format["type"] not in {None, "custom"}:
+            return rows.with_format(None, columns=rows.format["columns"])
+    elif library == "pandas" and hasattr(rows, "iloc") and hasattr(rows, "columns"):
+        return [dict(zip(map(str, rows.columns), row, strict=True)) for row in rows.itertuples(index=False, name=None)]
+    elif library == "polars" and hasattr(rows, "to_dicts"):
+        return rows.to_dicts()
+    elif library == "pyarrow" and hasattr(rows, "column_names"):
+        return rows.to_pylist()
+    return rows
 
 
 def iterate(dataset: Rows) -> Iterator[Row]:
     """The rows of any data set, one after the other."""
+    dataset = plain_rows(dataset)
     if not hasattr(dataset, "__iter__"):
         return (dataset[index] for index in range(len(dataset)))
     return iter(dataset)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cross_trainer.data.columns import check_text, choose_texts, is_list
+from cross_trainer.data.columns import check_text, choose_texts, is_list, plain_list, plain_rows
 from cross_trainer.errors import ConfigurationError, DataError, short
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ def is_single(rows: Any) -> bool:
         return any(isinstance(value, str) for value in rows.values())
     if hasattr(rows, "texts"):
         return True
-    is_flat = isinstance(rows, list | tuple) or (isinstance(rows, np.ndarray) and rows.ndim == 1)
-    return is_flat and len(rows) > 0 and isinstance(rows[0], str)
+    is_flat = isinstance(rows, list | tuple) or getattr(rows, "ndim", 0) == 1  # numpy's and pandas' too
+    return is_flat and isinstance(next(iter(rows), None), str)
 
 
 def read_pairs(
@@ -56,8 +56,8 @@ def read_pairs(
         [('a', 'b'), ('why?', 'because')]
 
     Args:
-        rows: An iterable of tuples, lists, arrays, dicts or examples with `texts`; a `datasets.Dataset`; an array [P,
-            2]; or two columns `{"first": [...], "second": [...]}`.
+        rows: An iterable of tuples, lists, arrays, dicts or examples with `texts`; a `datasets.Dataset` or a table of
+            pandas, polars or pyarrow; an array [P, 2]; or two columns `{"first": [...], "second": [...]}`.
         columns: The names of the two text columns of dicts and data sets.
         trained_on: The names that the model was trained on, which decide where rows have both of them and `columns`
             isn't given. Otherwise the rules of `cross_trainer.data.columns` apply.
@@ -69,6 +69,7 @@ def read_pairs(
         DataError: A row isn't a pair of texts, or it is ambiguous which columns are the texts; the message names the
             row.
     """
+    rows = plain_rows(rows)
     if isinstance(rows, Mapping):
         yield from _from_columns(rows, columns, trained_on)
         return
@@ -93,7 +94,11 @@ def read_pairs(
 def _from_columns(
     columns: Mapping[str, Any], names: Sequence[str] | None, trained_on: Sequence[str] | None
 ) -> Iterator[Pair]:
-    lists = {name: list(values) for name, values in columns.items()}
+    if any(hasattr(values, "column_names") for values in columns.values()):
+        raise DataError(
+            f"Expected one data set, found the splits {list(columns)}. Name one, as in rows[{next(iter(columns))!r}]."
+        )
+    lists = {name: plain_list(values) for name, values in columns.items()}
     if not any(lists.values()) and (names is not None or len(lists) > 1):
         return
     row = {name: values[0] for name, values in lists.items() if values}
@@ -111,7 +116,7 @@ def _from_columns(
 
 
 def _check_pair(row: Any, index: int) -> Pair:
-    texts = row.tolist() if isinstance(row, np.ndarray) else row
+    texts = row.tolist() if hasattr(row, "tolist") else row  # a row of numpy or pandas
     if not is_list(texts) or len(texts) != 2:
         count = f" with {len(texts)} entries" if is_list(texts) else ""
         raise DataError(
@@ -325,15 +330,21 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def pad_pairs(
-    tokenizer: PreTrainedTokenizerBase, features: Features, rows: Sequence[int] | None = None, width: int | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    features: Features,
+    rows: Sequence[int] | None = None,
+    width: int | None = None,
+    side: str | None = None,
 ) -> dict[str, torch.Tensor]:
     """Some tokenised pairs as a batch.
 
     Args:
-        tokenizer: Its padding token and the side on which it pads.
+        tokenizer: Its padding token.
         features: As `encode_pairs` returns them; other inputs with one integer a token are filled up with 0.
         rows: The P pairs to take, in this order. Default: all.
         width: L. Default: the longest of these pairs.
+        side: Where padding goes, "left" or "right". Default: the tokenizer's `padding_side`. Who knows the model passes
+            `cross_trainer.saved.loading.padding_side(model, tokenizer)`, as many models are exact on one side only.
 
     Returns:
         The features and `attention_mask`, each [P, L], long.
@@ -341,7 +352,7 @@ def pad_pairs(
     rows = range(len(features["input_ids"])) if rows is None else rows
     lengths = np.fromiter((len(features["input_ids"][row]) for row in rows), dtype=np.int64, count=len(rows))
     real = np.arange(width or int(lengths.max())) < lengths[:, None]
-    if tokenizer.padding_side == "left":
+    if (tokenizer.padding_side if side is None else side) == "left":
         real = real[:, ::-1]
     fillers = {"input_ids": padding_id(tokenizer), "token_type_ids": tokenizer.pad_token_type_id}
     batch = {}

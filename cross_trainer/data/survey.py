@@ -192,7 +192,7 @@ def _check_texts(values: list[Any], name: str, start: int, *, listed: bool) -> i
     empty = 0
     for row, value in enumerate(values, start):
         where = f"Column {name!r}, row {row}"
-        if listed and (not is_list(value) or not value):
+        if listed and (not is_list(value) or not len(value)):
             raise DataError(
                 f"{where}: expected a list of documents with at least one, found {short(value)}. Filter such rows out."
             )

@@ -51,16 +51,45 @@ def has_own_labels(config: Any) -> bool:
     return list(config.id2label.values()) != [f"LABEL_{index}" for index in range(len(config.id2label))]
 
 
+COUNTED_FROM_PADDING = frozenset(
+    {
+        *(
+            "camembert",
+            "data2vec-text",
+            "esm",
+            "ibert",
+            "layoutlmv3",
+            "lilt",
+            "longformer",
+            "luke",
+            "markuplm",
+            "mpnet",
+        ),
+        *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+    }
+)
+"""Model types of RoBERTa's kind: their positions start at `pad_token_id` + 1, so 514 of them hold 512 tokens."""
+
+
 def position_limit(config: Any) -> int | None:
     """Tokens that a model has positions for, or None where its config sets no limit.
 
-    Models of RoBERTa's kind count positions from `pad_token_id` + 1, so 514 positions hold 512 tokens.
+    >>> from transformers import BertConfig, RobertaConfig
+    >>> position_limit(BertConfig(max_position_embeddings=512))
+    512
+    >>> position_limit(RobertaConfig(max_position_embeddings=514, pad_token_id=1))
+    512
     """
-    limit: int | None = getattr(config, "max_position_embeddings", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    # MPT's is the number of tokens that its table of biases reaches.
+    limit: int | None = getattr(
+        config, "max_seq_len" if config.model_type == "mpt" else "max_position_embeddings", None
+    )
     if limit is None or limit <= 0:
         return None
-    offset_types = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "data2vec-text", "mpnet"}
-    return limit - (config.pad_token_id or 0) - 1 if config.model_type in offset_types else limit
+    counted = config.model_type in COUNTED_FROM_PADDING and getattr(config, "position_embedding_type", "") != "rotary"
+    padding = 1 if config.model_type == "mpnet" else config.pad_token_id or 0  # MPNet doesn't read its config there
+    return limit - padding - 1 if counted else limit
 
 
 def describe_reading(config: Any, truncation: str, text_columns: Sequence[str] | None = None) -> None:

@@ -117,21 +117,64 @@ def default_device() -> torch.device:
     return torch.device(PartialState().device)
 
 
-def with_padding(tokenizer: Any, config: Any) -> Any:
-    """The tokenizer with a padding token that the model knows of.
+def with_padding(tokenizer: Any, model: Any) -> Any:
+    """The tokenizer with a padding token: its own, else the model's, else its end of text.
+
+    Decoders, whose head is called `score`, find the end of a text by the model's padding token: it comes first there.
+
+    Args:
+        tokenizer: Copied where its padding token changes.
+        model: A classifier. It may know no padding token.
 
     Raises:
-        ConfigurationError: Neither of them names one.
+        ConfigurationError: There is none of them.
     """
-    if tokenizer.pad_token_id is None:
-        if config.pad_token_id is None:
-            raise ConfigurationError(
-                "The tokenizer has no padding token. Set tokenizer.pad_token, to tokenizer.eos_token for instance, "
-                "and model.config.pad_token_id, which tells where a text ends."
-            )
+    known = getattr(model.config.get_text_config(), "pad_token_id", None)
+    of_model = None if known is None or known < 0 else tokenizer.convert_ids_to_tokens(known)
+    choices = [of_model, tokenizer.pad_token] if hasattr(model, "score") else [tokenizer.pad_token, of_model]
+    token = next((token for token in [*choices, tokenizer.eos_token] if token is not None), None)
+    if token is None:
+        raise ConfigurationError(
+            "The tokenizer has neither a padding token nor an end of text. Set tokenizer.pad_token to a token that no "
+            "text holds, and model.config.pad_token_id to its id."
+        )
+    if token != tokenizer.pad_token:
         tokenizer = copy.deepcopy(tokenizer)  # the caller's stays as it is
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
+        tokenizer.pad_token = token
     return tokenizer
+
+
+def padding_side(model: Any, tokenizer: Any) -> str:
+    """Where rows can be padded without a change of their scores: on the right, for almost every model.
+
+    Models with absolute positions and those that read the first token need the right, decoders take either side, XLNet
+    reads the last token. Of code that isn't transformers' own nothing is known, so the tokenizer's side counts there.
+    """
+    classifier = getattr(model, "get_base_model", lambda: model)()
+    if not type(classifier).__module__.startswith("transformers.models."):
+        return str(tokenizer.padding_side)
+    return "left" if classifier.config.model_type == "xlnet" else "right"
+
+
+def check_vocabulary(model: Any, tokenizer: Any) -> None:
+    """Check that a model has an embedding for every token of a tokenizer.
+
+    Raises:
+        ConfigurationError: Tokens were added, or the tokenizer is another model's; the message names the first one.
+    """
+    try:
+        rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except NotImplementedError:  # it hashes characters, for instance
+        return
+    if rows is None or len(tokenizer) <= rows:
+        return
+    beyond = {index: token for token, index in tokenizer.get_vocab().items() if index >= rows}
+    first = min(beyond)
+    raise ConfigurationError(
+        f"The tokenizer has {len(tokenizer)} tokens and the model embeddings for {rows}: {beyond[first]!r} ({first}) "
+        "has none. Call model.resize_token_embeddings(len(tokenizer)) after adding tokens, or load the model's own "
+        "tokenizer."
+    )
 
 
 def choose_max_length(max_length: int | None, tokenizer: Any, config: Any) -> int | None:

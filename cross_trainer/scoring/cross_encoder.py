@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import operator
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 import numpy as np
 import torch
 
-from cross_trainer.data.columns import check_text
+from cross_trainer.data.columns import check_text, plain_list
 from cross_trainer.data.pairs import (
     Pair,
     Truncation,
@@ -34,22 +35,32 @@ from cross_trainer.data.pairs import (
     read_pairs,
     unique_pairs,
 )
-from cross_trainer.errors import ConfigurationError, UnsupportedModelError
+from cross_trainer.errors import ConfigurationError, DataError, UnsupportedModelError, check_whole
 from cross_trainer.execution.padding_free import enable_padding_free
-from cross_trainer.execution.view import quantize_linears, scoring_view, skip_unread_tokens
+from cross_trainer.execution.view import (
+    READS_PADDING,
+    compute_head_in_float32,
+    quantize_linears,
+    scoring_view,
+    skip_unread_tokens,
+    structure,
+)
+from cross_trainer.internals import tensor_state
 from cross_trainer.saved.folder import describe_reading, save_tokenizer, saved_text_columns, saved_truncation
 from cross_trainer.saved.loading import (
     Activation,
     as_dtype,
     check_loaded,
+    check_vocabulary,
     choose_max_length,
     default_device,
     load_classifier,
     load_tokenizer,
+    padding_side,
     saved_activation,
     with_padding,
 )
-from cross_trainer.scoring.engine import DEFAULT_WINDOW, Scores, ScoringEngine
+from cross_trainer.scoring.engine import DEFAULT_WINDOW, Scores, ScoringEngine, best_first, identity, with_logits
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -152,21 +163,25 @@ class CrossEncoder:
         if tokenizer is None:
             raise ConfigurationError("A loaded model needs its tokenizer: CrossEncoder(model, tokenizer=tokenizer).")
         self.model: PreTrainedModel = model if device is None else model.to(device)
-        self.tokenizer = with_padding(tokenizer, model.config)
+        self.tokenizer = with_padding(tokenizer, model)
+        check_vocabulary(self.model, self.tokenizer)
         self.max_length = choose_max_length(max_length, self.tokenizer, model.config)
         self.truncation = check_truncation(saved_truncation(model.config) if truncation is None else truncation)
         self._activation_given = activation is not None
         self.activation_fn: Activation = saved_activation(model.config) if activation is None else activation
         self.model_card_data = _ReportedMetrics()
         self.max_tokens = MAX_TOKENS.get(self.device.type, 4096) if max_tokens is None else max_tokens
-        if self.max_tokens < 1:
-            raise ConfigurationError(f"max_tokens={max_tokens}: expected at least 1.")
+        check_whole("max_tokens", self.max_tokens)
         if quantize not in {None, "int8"} or (quantize and self.device.type != "cpu"):
             raise ConfigurationError(
                 f'quantize={quantize!r} on {self.device}: there is "int8", on the CPU. On GPUs use dtype="bfloat16".'
             )
         self._padding_free, self._compile, self._quantize = padding_free, compile, quantize
-        self._view: tuple[tuple[Any, ...], Callable[..., Any]] | None = None
+        self._view: tuple[list[Any], list[Any], Callable[..., Any]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: all but the view, which is made of the model again."""
+        return {**self.__dict__, "_view": None}
 
     @property
     def config(self) -> PretrainedConfig:
@@ -235,7 +250,7 @@ class CrossEncoder:
         rows = list(self._read([pairs] if single else pairs, columns))
         distinct, places = unique_pairs(rows)
         engine, chosen = self._engine(batch_size), self._activation(activation)
-        share, join = _share(distinct) if distributed else (distinct, _identity)
+        share, join = _share(distinct) if distributed else (distinct, identity)
         with _progress(show_progress_bar, len(share)) as advance:
             parts = list(engine.score(share, chosen, symmetric=symmetric, distinct=True, on_batch=advance))
         # An empty list tells the activation's width by an empty batch of logits.
@@ -315,6 +330,10 @@ class CrossEncoder:
     ) -> list[dict[str, Any]]:
         """Sort documents by their score for a query.
 
+        Logits decide, so that documents whose scores are rounded to the same number keep their order. Under an
+        activation of your own that `scoring.engine.INCREASING` doesn't list, and with `long_documents="mean"`, the
+        scores decide, and logits between equal ones.
+
         Args:
             query: The first text of every pair.
             documents: [D] texts.
@@ -329,29 +348,40 @@ class CrossEncoder:
 
         Returns:
             `{"corpus_id": index into documents, "score": float}`, with "text" if asked for, best first; ties in the
-            order given.
+            order given. A score of NaN, which a warning names, comes last.
 
         Raises:
             ConfigurationError: The model has several labels, so that there is no one score to sort by.
-            DataError: The query or a document isn't a text.
+            DataError: The query or a document isn't a text, or `documents` is a single text or a whole table.
         """
         if self.num_labels != 1:
             raise ConfigurationError(
                 f"rank() sorts by one score, but the model has num_labels={self.num_labels}. Use predict() and choose "
                 "a column."
             )
-        check_text(query, "The query")
-        documents = [check_text(text, f"Document {index}") for index, text in enumerate(documents)]
+        if top_k is not None:
+            check_whole("top_k", top_k)
+        if isinstance(documents, str | Mapping) or hasattr(documents, "columns") or hasattr(documents, "column_names"):
+            raise DataError(
+                f"documents is a {type(documents).__name__}: expected the texts themselves, such as a list of them, a "
+                "column table['text'] or list(documents.values())."
+            )
+        query = check_text(query, "The query")
+        documents = [check_text(text, f"Document {index}") for index, text in enumerate(plain_list(documents))]
         passages = [[text] for text in documents]
         if long_documents is not None:
             passages = self._passages(query, documents, long_documents, stride)
         pairs = [(query, passage) for parts in passages for passage in parts]
-        scores = self.predict(pairs, batch_size, show_progress_bar, activation)
+        chosen = self._activation(activation)
+        found = self.predict(pairs, batch_size, show_progress_bar, with_logits(chosen))
         if long_documents is not None and documents:
             starts = np.cumsum([0, *map(len, passages[:-1])])
-            pooled = (np.maximum if long_documents == "max" else np.add).reduceat(scores, starts)
-            scores = pooled / np.array([len(parts) for parts in passages]) if long_documents == "mean" else pooled
-        order = np.argsort(-scores, kind="stable")[:top_k].tolist()
+            found = (np.maximum if long_documents == "max" else np.add).reduceat(found, starts)
+        if long_documents == "mean":
+            found = found / np.array([[len(parts)] for parts in passages], dtype=np.float32)
+        # The mean of activated scores isn't what the mean of logits would be after the activation.
+        scores, logits = found.T
+        order = best_first(scores, logits, None if long_documents == "mean" else chosen)[:top_k].tolist()
         texts = {index: {"text": documents[index]} if return_documents else {} for index in order}
         return [{"corpus_id": index, "score": float(scores[index]), **texts[index]} for index in order]
 
@@ -370,8 +400,8 @@ class CrossEncoder:
         return [parts[: 1 if how == "first" else None] for parts in passages]
 
     def _engine(self, batch_size: int | None = None) -> ScoringEngine:
-        if batch_size is not None and batch_size < 1:
-            raise ConfigurationError(f"batch_size={batch_size}: expected at least 1.")
+        if batch_size is not None:
+            check_whole("batch_size", batch_size)
         if self._untrained:
             logger.warning(
                 "The classification head of %s is new: its scores mean nothing before training.",
@@ -386,29 +416,33 @@ class CrossEncoder:
             batch_size,
             self.device,
             self.truncation,
+            padding_side(self.model, self.tokenizer),
+            self.config.model_type in READS_PADDING,
         )
 
     def _scoring_model(self) -> Callable[..., Any]:
-        """The view of the model that scores are computed with, made anew when the model has other tensors."""
-        tensors = list(itertools.chain(self.model.parameters(), self.model.buffers()))
-        versions = [(tensor._version, tensor.data_ptr()) for tensor in tensors] if self._quantize else []  # noqa: SLF001
-        state = (*map(id, tensors), *versions)
-        if self._view is None or self._view[0] != state:
-            view = scoring_view(self.model)
+        """The view of the model that scores are computed with, made anew when the model has changed."""
+        parts, versions = structure(self.model), []
+        if self._quantize:
+            versions = list(map(tensor_state, itertools.chain(self.model.parameters(), self.model.buffers())))
+        if self._view is None or not _same(self._view[0], parts) or self._view[1] != versions:
+            view = scoring_view(self.model, self.tokenizer.pad_token_id)
+            parts = structure(self.model)
+            if self._quantize:
+                view = quantize_linears(view)
             if self._padding_free:
                 try:
                     enable_padding_free(view)
                 except UnsupportedModelError as reason:
                     logger.info("Padding-free execution is off: %s", reason)
+            compute_head_in_float32(view)
             skip_unread_tokens(view)
-            if self._quantize:
-                quantize_linears(view)
-            self._view = (state, torch.compile(view, dynamic=True) if self._compile else view)
-        return self._view[1]
+            self._view = (parts, versions, torch.compile(view, dynamic=True) if self._compile else view)
+        return self._view[2]
 
     def _activation(self, activation: Activation | Literal["logits"] | None) -> Activation:
         if activation == "logits":
-            return _identity
+            return identity
         if activation is None:
             return self.activation_fn
         if not callable(activation):
@@ -556,8 +590,9 @@ class _ReportedMetrics(dict[str, float]):
 # -- results -----------------------------------------------------------------------------------------------------------
 
 
-def _identity(values: Any) -> Any:
-    return values
+def _same(one: list[Any], other: list[Any]) -> bool:
+    """Whether two lists hold the same objects."""
+    return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
 def _squeeze(scores: Scores) -> Scores:

@@ -26,11 +26,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from cross_trainer.data.pairs import Pair, Truncation, encode_pairs, pad_pairs, unique_pairs
-from cross_trainer.errors import ConfigurationError
+from cross_trainer.errors import ConfigurationError, check_whole, short
 from cross_trainer.execution.token_budget import cut
 from cross_trainer.saved.loading import Activation
 
@@ -65,6 +66,8 @@ class ScoringEngine:
         batch_size: Rows that a batch has at most, whatever they hold.
         device: Where the model computes.
         truncation: Which text of a longer pair is cut, see `encode_pairs`.
+        padding_side: Where rows are padded, see `padding_side`.
+        equal_lengths: Batch pairs of one length only, for models that read padding.
     """
 
     model: Callable[..., Any]
@@ -74,6 +77,8 @@ class ScoringEngine:
     batch_size: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     truncation: Truncation = "longest_first"
+    padding_side: str | None = None
+    equal_lengths: bool = False
 
     def score(
         self,
@@ -98,23 +103,29 @@ class ScoringEngine:
         Yields:
             [W, C] of each window, or [W] if the activation returns that, in float32.
         """
-        if window < 1:
-            raise ConfigurationError(f"window={window}: expected at least 1 pair.")
-        source = iter(pairs)
+        check_whole("window", window)
+        source, broken, first = iter(pairs), 0, None
         chunks = iter(lambda: list(itertools.islice(source, window)), [])
         chunk = next(chunks, None)
         if chunk is None:
             return
         with ThreadPoolExecutor(1, thread_name_prefix="tokenise") as thread:  # it starts with the second window
             ready = self._prepare(chunk, symmetric, distinct)
-            while True:
-                following = next(chunks, None)
-                job = None if following is None else thread.submit(self._prepare, following, symmetric, distinct)
-                yield self._finish(self._run(ready, on_batch), activation, symmetric)
-                if job is None:
-                    return
-                ready = job.result()
-                _return_freed_memory()
+            try:
+                while True:
+                    following = next(chunks, None)
+                    job = None if following is None else thread.submit(self._prepare, following, symmetric, distinct)
+                    scores = self._finish(self._run(ready, on_batch), activation, symmetric)
+                    bad = np.flatnonzero(~np.isfinite(scores.reshape(len(scores), -1)).all(1))
+                    broken, first = broken + len(bad), chunk[bad[0]] if len(bad) and first is None else first
+                    yield scores
+                    if job is None or following is None:
+                        return
+                    ready, chunk = job.result(), following
+                    _return_freed_memory()
+            finally:
+                if broken:
+                    logger.warning(_NOT_FINITE, broken, short(first))
 
     def _prepare(self, pairs: list[Pair], symmetric: bool, distinct: bool) -> _Window:
         """Tokenise a window's distinct pairs and cut them into batches."""
@@ -124,10 +135,15 @@ class ScoringEngine:
         if symmetric or not distinct:
             pairs, inverse = unique_pairs(pairs)
         encoded = encode_pairs(self.tokenizer, pairs, self.max_length, self.truncation)
-        pieces = cut(torch.from_numpy(encoded.lengths), self.max_tokens, padded=True)
+        lengths = torch.from_numpy(encoded.lengths)
+        pieces = cut(lengths, self.max_tokens, padded=True)
+        if self.equal_lengths:
+            counts = [torch.unique_consecutive(lengths[piece], return_counts=True)[1].tolist() for piece in pieces]
+            pieces = [part for piece, sizes in zip(pieces, counts, strict=True) for part in torch.split(piece, sizes)]
         if self.batch_size is not None:
             pieces = [part for piece in pieces for part in torch.split(piece, self.batch_size)]
-        batches = [pad_pairs(self.tokenizer, encoded.features, piece.tolist()) for piece in pieces]
+        features, side = encoded.features, self.padding_side
+        batches = [pad_pairs(self.tokenizer, features, piece.tolist(), side=side) for piece in pieces]
         return _Window(batches, torch.cat(pieces), inverse)
 
     @torch.inference_mode()
@@ -143,16 +159,70 @@ class ScoringEngine:
 
     def _finish(self, logits: Tensor, activation: Activation, symmetric: bool) -> Scores:
         with torch.inference_mode():
-            scores = activation(logits)
-        if not isinstance(scores, Tensor) or scores.shape[:1] != logits.shape[:1] or scores.dim() > 2:
-            found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise ConfigurationError(
-                f"activation={activation!r} made {found} of logits {tuple(logits.shape)}. It should return a tensor "
-                "with one row for each row of the logits."
-            )
+            scores = _activate(activation, logits)
         if symmetric:
             scores = scores.reshape(2, -1, *scores.shape[1:]).mean(0)
         return cast("Scores", scores.float().numpy())
+
+
+def _activate(activation: Activation, logits: Tensor) -> Tensor:
+    """Scores [P] or [P, C] of logits [P, C].
+
+    Raises:
+        ConfigurationError: The activation returned something else.
+    """
+    scores: Any = activation(logits)
+    if not isinstance(scores, Tensor) or scores.shape[:1] != logits.shape[:1] or scores.dim() > 2:
+        found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ConfigurationError(
+            f"activation={activation!r} made {found} of logits {tuple(logits.shape)}. It should return a tensor "
+            "with one row for each row of the logits."
+        )
+    return scores
+
+
+def with_logits(activation: Activation) -> Activation:
+    """An activation of one label that keeps the logits: [P, 2] with the score and the logit of each pair.
+
+    >>> with_logits(torch.sigmoid)(torch.tensor([[0.0], [20.0]]))
+    tensor([[ 0.5000,  0.0000],
+            [ 1.0000, 20.0000]])
+    """
+
+    def both(logits: Tensor) -> Tensor:
+        scores = _activate(activation, logits)
+        if scores.dim() == 2 and scores.shape[1] != 1:
+            raise ConfigurationError(
+                f"activation={activation!r} made {scores.shape[1]} scores of a pair, which have no order."
+            )
+        return torch.stack([scores.flatten().float(), logits[:, 0]], 1)
+
+    return both
+
+
+def best_first(scores: NDArray[Any], logits: NDArray[Any], activation: Activation | None = None) -> NDArray[np.intp]:
+    """The order of pairs [P], best first; equal ones keep theirs, and NaN comes last.
+
+    In float32 a sigmoid is 1 from a logit of 17 on. So logits decide where the activation is one of `INCREASING`;
+    elsewhere scores do, and logits between equal scores.
+    """
+    if type(activation) in INCREASING or activation in INCREASING:
+        return np.argsort(-logits, kind="stable")
+    return np.lexsort((-logits, -scores))
+
+
+def identity(values: Any) -> Any:
+    """Logits as scores."""
+    return values
+
+
+INCREASING = (
+    *(nn.Identity, nn.Sigmoid, nn.Tanh, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.ReLU, nn.ReLU6, nn.Hardsigmoid),
+    *(torch.sigmoid, torch.tanh, torch.relu, F.sigmoid, F.tanh, F.logsigmoid, F.softplus, F.relu, identity),
+)
+"""Activations, as classes of modules and as functions, under which a higher logit never has a lower score."""
+
+_NOT_FINITE = "%d scores are not finite, the first one of the pair %s. Another dtype may help."
 
 
 def _return_freed_memory() -> None:
@@ -164,6 +234,3 @@ def _return_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
-
-
-# -- the model as it is scored with ------------------------------------------------------------------------------------

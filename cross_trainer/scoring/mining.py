@@ -23,16 +23,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cross_trainer.data.columns import Columns, Rows, check_text
+from cross_trainer.data.columns import Columns, Rows, check_text, plain_list
 from cross_trainer.data.grouping import list_schema, new_schema, read_groups, to_dataset, to_table
 from cross_trainer.data.survey import BATCH_ROWS
-from cross_trainer.errors import ConfigurationError, DataError, MissingDependencyError
+from cross_trainer.errors import ConfigurationError, DataError, MissingDependencyError, check_whole
+from cross_trainer.scoring.cross_encoder import CrossEncoder
+from cross_trainer.scoring.engine import best_first, with_logits
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -184,9 +185,9 @@ def mine_hard_negatives(
             (Lucene's, k1 1.5, b 0.75) splits texts into words of two or more letters and digits, in lower case and
             without English stop words, and keeps its index in memory. For languages written without spaces, pass a
             callable.
-        scorer: A callable on a list of P `(query, document)` that returns P numbers, higher for more relevant; for
-            example `CrossEncoder.predict`. It is called once per batch of queries, with their positives and all
-            candidates in the window.
+        scorer: A callable on a list of P `(query, document)` that returns P numbers, higher for more relevant. It is
+            called once per batch of queries, with their positives and all candidates in the window. Of
+            `CrossEncoder.predict` the logits are read as well: they order documents whose scores are rounded to one.
         columns: The names `(query, document)` or `(query, document, label)`. Default: by their names and types.
         num_negatives: The most negatives to take for a query.
         range_min: The first rank to take. Ranks count from 0 in the retriever's order, without positives and repeated
@@ -271,9 +272,7 @@ def mine_hard_negatives(
 
 def _check_settings(settings: _Settings, batch_size: int) -> None:
     for name, lowest in (("num_negatives", 1), ("range_min", 0), ("range_max", 1), ("seed", 0), ("batch_size", 1)):
-        value = batch_size if name == "batch_size" else getattr(settings, name)
-        if not isinstance(value, Integral) or value < lowest:
-            raise ConfigurationError(f"{name}={value!r}: expected a whole number, {lowest} or more.")
+        check_whole(name, batch_size if name == "batch_size" else getattr(settings, name), lowest)
     if settings.range_max - settings.range_min < settings.num_negatives:
         raise ConfigurationError(
             f"range_min={settings.range_min} and range_max={settings.range_max} leave fewer ranks than "
@@ -382,7 +381,7 @@ class _Corpus:
     def __init__(self, documents: Iterable[str]) -> None:
         from datasets.arrow_dataset import Column
 
-        self._documents = documents if isinstance(documents, Sequence) else list(documents)
+        self._documents = documents if isinstance(documents, Sequence) else plain_list(documents)
         self._is_column = isinstance(documents, Column)
         if not len(self._documents):
             raise DataError("The corpus is empty: there is no document to take negatives from.")
@@ -546,18 +545,27 @@ def _index(entry: Any) -> int:
 def _score(
     batch: list[_Query], windows: list[list[str]], scorer: Scorer | None
 ) -> Iterator[tuple[Floats, Floats] | None]:
-    """For each query the scores of its positives and of its candidates; None where there are none to compare."""
+    """For each query the scores [P, 2] of its positives and of its candidates; None where there are none to compare."""
     texts = [[*query.positives, *window] if window else [] for query, window in zip(batch, windows, strict=True)]
     pairs = [(query.text, text) for query, row in zip(batch, texts, strict=True) for text in row]
     if scorer is None or not pairs:
         yield from [None] * len(batch)
         return
-    scores = _numbers(scorer(pairs), pairs)
+    scores = _scores_and_logits(scorer, pairs)
     end = 0
     for query, row in zip(batch, texts, strict=True):
         start, end = end, end + len(row)
         first = start + len(query.positives)
         yield (scores[start:first], scores[first:end]) if row else None
+
+
+def _scores_and_logits(scorer: Scorer, pairs: list[tuple[str, str]]) -> Floats:
+    """[P, 2]: the scores, and what orders those that are equal: the logits of a `CrossEncoder`, else the scores."""
+    encoder = getattr(scorer, "__self__", None)
+    if not isinstance(encoder, CrossEncoder) or scorer != encoder.predict or encoder.num_labels != 1:
+        return np.repeat(_numbers(scorer(pairs), pairs)[:, None], 2, axis=1)
+    found = encoder.predict(pairs, show_progress_bar=False, activation=with_logits(encoder.activation_fn))
+    return np.stack([_numbers(column, pairs) for column in found.T], 1)
 
 
 def _numbers(answer: Any, pairs: list[tuple[str, str]]) -> Floats:
@@ -607,18 +615,19 @@ def _choose(
 
 def _by_score(positives: Floats, candidates: Floats, settings: _Settings, counts: Counter[str]) -> NDArray[np.intp]:
     """The places of the candidates that no limit drops, highest score first and equal ones by rank."""
-    reference = positives.min() if settings.margin_to == "lowest" else positives.max()
+    reference, logit = positives.min(0) if settings.margin_to == "lowest" else positives.max(0)
+    logits, candidates = candidates[:, 1], candidates[:, 0]
     ceiling = math.inf
     if settings.absolute_margin is not None:
         ceiling = min(ceiling, reference - settings.absolute_margin)
     if settings.relative_margin is not None:
         ceiling = min(ceiling, reference - settings.relative_margin * abs(reference))
-    above = candidates > ceiling
+    above = (candidates > ceiling) | ((candidates == ceiling) & (ceiling == reference) & (logits > logit))
     outside = (candidates < _or(settings.min_score, -math.inf)) | (candidates > _or(settings.max_score, math.inf))
     counts["false_negatives"] += int(above.sum())
     counts["outside_scores"] += int((outside & ~above).sum())
     places = np.flatnonzero(~above & ~outside)
-    return places[np.argsort(-candidates[places], kind="stable")]
+    return places[best_first(candidates[places], logits[places])]
 
 
 def _or(value: float | None, default: float) -> float:

@@ -6,16 +6,19 @@ import json
 import logging
 
 import ir_measures
+import numpy as np
 import pytest
+import torch
 from commands import error, run, save, write_table
-from conftest import SENTENCES
+from conftest import SENTENCES, build_model, build_tokenizer
 
 from cross_trainer.commands import rank as rank_files_module
 from cross_trainer.commands.rank import TextStore, rank_files
 from cross_trainer.data import tables
 from cross_trainer.data.tables import read_rows
 from cross_trainer.data.trec import read_run, write_run
-from cross_trainer.errors import DataError
+from cross_trainer.errors import ConfigurationError, DataError
+from cross_trainer.saved.folder import describe_scores
 from cross_trainer.scoring.cross_encoder import CrossEncoder
 
 QUERIES = [{"id": f"q{index}", "text": text} for index, text in enumerate(SENTENCES[:5])]
@@ -220,3 +223,41 @@ def test_texts_are_found_by_id():
     with pytest.raises(DataError, match="id 'd0' occurs twice"):
         TextStore([*entries, entries[0]])
     assert len(TextStore([])) == 0
+
+
+@pytest.fixture
+def confident(tmp_path):
+    """A saved model whose sigmoid is 1 in float32 for every pair."""
+    model = build_model()
+    torch.nn.init.constant_(model.classifier.bias, 25.0)
+    describe_scores(model.config, "sigmoid")
+    model.save_pretrained(tmp_path / "confident")
+    build_tokenizer().save_pretrained(tmp_path / "confident")
+    return str(tmp_path / "confident")
+
+
+@pytest.mark.parametrize("name", ["out.trec", "out.jsonl"])
+def test_scores_rounded_to_one_number_keep_their_order(tmp_path, confident, search, name):
+    """A run is sorted by its scores alone, so they differ there in the last digit of a float64."""
+    run("rank", *search, "-o", tmp_path / name, "-m", confident)
+    encoder = CrossEncoder(confident)
+    if name == "out.trec":
+        found = read_run(tmp_path / name)
+    else:
+        rows = read_rows(tmp_path / name)
+        found = {row["query_id"]: {entry["id"]: entry["score"] for entry in row["ranking"]} for row in rows}
+    for query in QUERIES:
+        pairs = [(query["text"], row["text"]) for row in CORPUS]
+        logits = dict(zip((row["id"] for row in CORPUS), encoder.predict(pairs, activation="logits"), strict=True))
+        assert list(found[query["id"]]) == sorted(logits, key=lambda name: (-logits[name], name))
+        assert {np.float32(score) for score in found[query["id"]].values()} == {np.float32(1)}
+        scores = list(found[query["id"]].values())
+        assert scores == sorted(scores, reverse=True)
+        assert len(set(scores)) == (len(set(logits.values())) if name == "out.trec" else 1)
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 1.5])
+def test_top_k_is_a_number_of_documents(tmp_path, model, search, top_k):
+    with pytest.raises(ConfigurationError, match=r"--top-k=.*: expected a whole number, 1 or more"):
+        rank_files(*search, tmp_path / "out.trec", model, top_k=top_k)
+    assert not (tmp_path / "out.trec").exists()

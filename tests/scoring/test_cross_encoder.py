@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import random
 import threading
 from pathlib import Path
@@ -636,3 +638,197 @@ def test_two_threads_may_score_at_once(folder):
     for scores in results.values():
         np.testing.assert_array_equal(scores, expected)
     assert len(results) == 4
+
+
+def test_threads_with_other_lengths_and_one_tokenizer():
+    tokenizer = build_tokenizer()
+    encoders = [CrossEncoder(build_model(), tokenizer=tokenizer, max_length=length) for length in (12, 40)]
+    pairs = [(f"{a} {b}", f"{b} {a}") for a, b in zip(SENTENCES, SENTENCES[::-1], strict=True)]
+    documents = [" ".join(SENTENCES), " ".join(SENTENCES[::-1]), "a dog"]
+
+    def results(encoder):
+        return encoder.predict(pairs).tolist(), encoder.rank("a man", documents, long_documents="max")
+
+    expected, wrong = [results(encoder) for encoder in encoders], []
+
+    def work(index):
+        wrong.extend(results(encoders[index]) != expected[index] for _ in range(60))
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in (0, 1, 0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(wrong), sum(wrong)) == (240, 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"quantize": "int8"}, {"padding_free": False}, {"dtype": "bfloat16"}])
+def test_copies_score_alike(options):
+    import joblib
+
+    encoder, pairs = CrossEncoder(build_model(), tokenizer=build_tokenizer(), **options), make_pairs(30)
+    expected = encoder.predict(pairs)
+    size = len(pickle.dumps(CrossEncoder(build_model(), tokenizer=build_tokenizer(), **options)))
+    assert len(pickle.dumps(encoder)) < 1.05 * size  # the view that it scores with stays here
+    for copied in (pickle.loads(pickle.dumps(encoder)), copy.deepcopy(encoder)):
+        np.testing.assert_array_equal(copied.predict(pairs), expected)
+        copied.model.classifier.weight.data.zero_()
+    np.testing.assert_array_equal(encoder.predict(pairs), expected)
+    for scores in joblib.Parallel(2, backend="loky")(joblib.delayed(encoder.predict)(pairs) for _ in range(2)):
+        np.testing.assert_allclose(scores, expected, atol=1e-6)
+
+
+# -- order by logits ---------------------------------------------------------------------------------------------------
+
+
+def confident(bias: float = 25.0, **config) -> CrossEncoder:
+    """An encoder whose sigmoid is 1 in float32 for every pair."""
+    model = build_model(**config)
+    torch.nn.init.constant_(model.classifier.bias, bias)
+    return CrossEncoder(model, tokenizer=build_tokenizer())
+
+
+MANY = [f"{a} {b}" for a in SENTENCES for b in SENTENCES]
+
+
+@pytest.mark.parametrize("bias", [0.0, 14.0, 25.0, 60.0])
+def test_rank_goes_by_logits(bias):
+    encoder = confident(bias)
+    logits = encoder.predict([("a man", text) for text in MANY], activation="logits")
+    ranking = encoder.rank("a man", MANY)
+    assert [entry["corpus_id"] for entry in ranking] == np.argsort(-logits, kind="stable").tolist()
+    scores = encoder.predict([("a man", text) for text in MANY])
+    assert [entry["score"] for entry in ranking] == [scores[entry["corpus_id"]] for entry in ranking]
+    assert (len(set(scores.tolist())) == 1) == (bias > 20)
+
+
+@pytest.mark.parametrize("how", ["max", "first", "mean"])
+def test_long_documents_go_by_logits_too(how):
+    encoder = confident()
+    encoder.max_length = 16
+    documents = [f"{text} {text} {other}" for text, other in zip(MANY, MANY[::-1], strict=True)][:40]
+    by_logits = encoder.rank("a man", documents, long_documents=how, activation="logits")
+    ranking = encoder.rank("a man", documents, long_documents=how)
+    assert {entry["score"] for entry in ranking} == {1.0}
+    assert [entry["corpus_id"] for entry in ranking] == [entry["corpus_id"] for entry in by_logits]
+
+
+def test_other_activations_decide_themselves():
+    encoder = confident(0.0)
+    logits = encoder.predict([("a man", text) for text in MANY], activation="logits")
+
+    def ranked(activation):
+        return [entry["corpus_id"] for entry in encoder.rank("a man", MANY, activation=activation)]
+
+    assert ranked(torch.neg) == np.argsort(logits, kind="stable").tolist()
+    assert ranked(torch.abs) == np.argsort(-np.abs(logits), kind="stable").tolist()
+    assert ranked(lambda values: torch.sigmoid(values + 60)) == np.argsort(-logits, kind="stable").tolist()
+    with pytest.raises(ConfigurationError, match="made 2 scores of a pair, which have no order"):
+        ranked(lambda values: torch.cat([values, values], 1))
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 1.5, True, "2", float("nan")])
+def test_top_k_is_a_number_of_documents(encoder, top_k):
+    with pytest.raises(ConfigurationError, match=r"top_k=.*: expected a whole number, 1 or more"):
+        encoder.rank("a man", SENTENCES, top_k=top_k)
+
+
+@pytest.mark.parametrize("top_k", [2, np.int64(2), 100])
+def test_top_k(encoder, top_k):
+    assert len(encoder.rank("a man", SENTENCES, top_k=top_k)) == min(top_k, len(SENTENCES))
+
+
+COUNTS = {
+    "batch_size": lambda value: confident().predict(make_pairs(5), batch_size=value),
+    "window": lambda value: list(confident().predict_iter(make_pairs(5), window=value)),
+    "max_tokens": lambda value: CrossEncoder(build_model(), tokenizer=build_tokenizer(), max_tokens=value),
+}
+
+
+@pytest.mark.parametrize("argument", COUNTS)
+@pytest.mark.parametrize("value", [0, -3, 2.5])
+def test_counts_are_whole_numbers(argument, value):
+    with pytest.raises(ConfigurationError, match=f"{argument}=.*: expected a whole number, 1 or more"):
+        COUNTS[argument](value)
+
+
+def test_nan_is_mentioned_and_comes_last(caplog):
+    model, tokenizer = build_model(), build_tokenizer()
+    model.bert.embeddings.word_embeddings.weight.data[tokenizer("guitar")["input_ids"][1]] = float("nan")
+    encoder = CrossEncoder(model, tokenizer=tokenizer)
+    documents = ["a guitar", "a dog", "the guitar", "a man"]
+    ranking = encoder.rank("who", documents)
+    assert {entry["corpus_id"] for entry in ranking[:2]} == {1, 3}
+    assert [entry["corpus_id"] for entry in ranking[2:]] == [0, 2]
+    assert np.isnan([entry["score"] for entry in ranking[2:]]).all()
+    assert caplog.text.count("2 scores are not finite, the first one of the pair ('who', 'a guitar')") == 1
+    caplog.clear()
+    list(encoder.predict_iter([("a", "a dog")] * 9 + [("a", "guitar")] * 3, window=4))
+    assert "3 scores are not finite, the first one of the pair ('a', 'guitar')" in caplog.text
+    caplog.clear()
+    encoder.predict([("a", "a dog")])
+    assert "finite" not in caplog.text
+
+
+# -- other libraries' rows ---------------------------------------------------------------------------------------------
+
+
+def forms_of_rows(pairs):
+    pandas, pyarrow = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
+    columns = {"question": [a for a, _ in pairs], "answer": [b for _, b in pairs]}
+    rows, frame = datasets.Dataset.from_dict(columns), pandas.DataFrame(columns)
+    return {
+        **{f"{kind} format": rows.with_format(kind) for kind in ("numpy", "pandas", "arrow", "torch")},
+        "numpy stream": rows.to_iterable_dataset().with_format("numpy"),
+        "pandas stream": rows.to_iterable_dataset().with_format("pandas"),
+        "some columns": rows.add_column("note", ["x"] * len(pairs)).with_format("pandas", columns=list(columns)),
+        "transform": rows.with_transform(lambda batch: {**batch}),
+        "frame": frame,
+        "shifted frame": frame.set_index(np.arange(len(pairs)) + 7),
+        "frame without names": pandas.DataFrame(pairs),
+        "records": frame.to_records(index=False),
+        "series": [row for _, row in frame.iterrows()],
+        "columns of series": dict(frame.items()),
+        "arrow table": pyarrow.table(columns),
+        "arrow columns": {name: pyarrow.array(values) for name, values in columns.items()},
+        "chunked columns": {name: pyarrow.chunked_array([values]) for name, values in columns.items()},
+        "numpy texts": [tuple(map(np.str_, pair)) for pair in pairs],
+        "numpy columns": {name: np.array(values) for name, values in columns.items()},
+        "string type": np.array(pairs, dtype=np.dtypes.StringDType()),
+    }
+
+
+def test_rows_of_other_libraries(encoder):
+    pairs = [(f"{a}?", b) for a, b in zip(SENTENCES, SENTENCES[::-1], strict=True)]
+    expected = encoder.predict(pairs)
+    for name, rows in forms_of_rows(pairs).items():
+        np.testing.assert_array_equal(encoder.predict(rows), expected, err_msg=name)
+    for name, rows in forms_of_rows(pairs).items():
+        np.testing.assert_array_equal(list(encoder.predict_iter(rows)), expected, err_msg=name)
+
+
+def test_documents_of_other_libraries(encoder):
+    pandas, pyarrow = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
+    column = datasets.Dataset.from_dict({"text": SENTENCES})
+    expected = encoder.rank("a man", SENTENCES, return_documents=True)
+    for documents in (
+        *(np.array(SENTENCES), pandas.Series(SENTENCES, index=range(5, 17)), pyarrow.array(SENTENCES)),
+        *(column["text"], column.with_format("numpy")["text"], iter(SENTENCES), tuple(SENTENCES)),
+    ):
+        ranking = encoder.rank(np.str_("a man"), documents, return_documents=True)
+        assert ranking == expected
+        assert {type(entry["text"]) for entry in ranking} == {str}
+
+
+@pytest.mark.parametrize("documents", ["a dog", {"d1": "a dog"}, datasets.Dataset.from_dict({"text": ["a dog"]})])
+def test_what_is_no_list_of_documents(encoder, documents):
+    with pytest.raises(DataError, match=f"documents is a {type(documents).__name__}: expected the texts themselves"):
+        encoder.rank("a man", documents)
+
+
+def test_splits_are_no_columns(encoder):
+    rows = datasets.Dataset.from_dict({"question": ["a"], "answer": ["b"]})
+    with pytest.raises(
+        DataError, match=r"Expected one data set, found the splits \['train', 'test'\].*rows\['train'\]"
+    ):
+        encoder.predict(datasets.DatasetDict({"train": rows, "test": rows}))

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import build_model
+from conftest import SENTENCES, build_model, build_tokenizer
 from datasets import ClassLabel, Dataset, Features, List, Value, load_from_disk
 from datasets.arrow_dataset import Column
 
@@ -983,3 +983,55 @@ def test_statistics_are_logged(caplog):
 def test_it_is_public():
     assert cross_trainer.mine_hard_negatives is mine_hard_negatives
     assert Path(sys.modules[mine_hard_negatives.__module__].__file__).name == "mining.py"
+
+
+# -- a CrossEncoder as scorer ------------------------------------------------------------------------------------------
+
+
+def confident_encoder():
+    """Its sigmoid is 1 in float32 for every pair; logits differ."""
+    model = build_model()
+    torch.nn.init.constant_(model.classifier.bias, 25.0)
+    return CrossEncoder(model, tokenizer=build_tokenizer())
+
+
+TEXTS = [f"{a} {b}" for a in SENTENCES for b in SENTENCES][:60]
+
+
+def test_the_hardest_are_chosen_by_logits():
+    encoder = confident_encoder()
+    found = Ranking(**{"a man": range(60)})
+    mined = mine_hard_negatives(
+        [("a man", "zzz")], TEXTS, retriever=found, scorer=encoder.predict, num_negatives=10, output_format="n-tuple"
+    )
+    ranking = encoder.rank("a man", TEXTS, top_k=10, return_documents=True)
+    assert {entry["score"] for entry in ranking} == {1.0}
+    assert list(mined.dataset[0].values())[2:] == [entry["text"] for entry in ranking]
+
+
+def test_a_margin_of_0_sees_past_the_rounding_of_scores():
+    encoder = confident_encoder()
+    logits = encoder.predict([("a man", text) for text in TEXTS], activation="logits")
+    positive = TEXTS[int(np.argsort(logits)[30])]
+    mined = mine_hard_negatives(
+        [("a man", positive)],
+        TEXTS,
+        retriever=Ranking(**{"a man": range(60)}),
+        scorer=encoder.predict,
+        absolute_margin=0.0,
+        num_negatives=60,
+    )
+    assert set(mined.dataset["negative"][:]) == {TEXTS[index] for index in np.argsort(logits)[:30]}
+    assert mined.statistics.false_negatives == 29
+
+
+def test_lists_of_numpy_are_mined():
+    rows = {"query": "dog cat", "documents": ["dog one", "cat two"], "labels": [1, 0]}
+    expected = mine_hard_negatives([rows], num_negatives=1).dataset[:]
+    table = Dataset.from_list([rows])
+    for dataset in (
+        [{**rows, "documents": np.array(rows["documents"]), "labels": np.array(rows["labels"])}],
+        *(table.with_format(kind) for kind in ("numpy", "pandas", "arrow", "torch")),
+        table.to_pandas(),
+    ):
+        assert mine_hard_negatives(dataset, num_negatives=1).dataset[:] == expected

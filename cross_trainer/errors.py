@@ -20,6 +20,10 @@ class DataError(CrossTrainerError, ValueError):
     """A data set holds something that can't be trained or scored on: the message names the column and the row."""
 
 
+class NotFiniteError(CrossTrainerError, FloatingPointError):
+    """A loss or a gradient in training is NaN or infinite: the message names the step and the rows."""
+
+
 class ConfigurationError(CrossTrainerError, ValueError):
     """Arguments that contradict each other, the model or the data."""
 

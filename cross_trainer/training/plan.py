@@ -37,7 +37,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from cross_trainer.data.collator import PairCollator
 from cross_trainer.data.columns import NUM_RELEVANT, Columns, Rows, first_row, is_stream, resolve_columns
 from cross_trainer.data.pairs import check_truncation, padding_id
-from cross_trainer.data.survey import Survey, check_classes, check_range, survey
+from cross_trainer.data.survey import Limits, Survey, check_classes, check_range, survey
 from cross_trainer.errors import ConfigurationError
 from cross_trainer.execution.padding_free import padding_free_obstacle
 from cross_trainer.execution.token_budget import CPU_TOKENS
@@ -81,12 +81,14 @@ class DataPlan:
         columns: What its columns are for, with labels translated into the model's.
         labels: What reading all of it found; of a stream, its first `STREAM_SAMPLE` rows.
         metrics: What fits its labels, or what was given; None where nothing can be measured.
+        limits: What labels the loss can be computed on; None for any.
         dataset: The data set itself.
     """
 
     columns: Columns
     labels: Survey
     metrics: Metrics | None
+    limits: Limits | None
     dataset: Rows = field(repr=False, compare=False)
 
 
@@ -161,13 +163,14 @@ class Plan:
             float_labels=labels.kind == "real",
             label_width=labels.width,
         )
+        limits = label_limits(self.loss, labels, self.num_labels)
         if isinstance(self.collator, PairCollator):
-            check_labels(self.loss, dataset, columns, labels, self.num_labels)
+            check_labels(limits, dataset, columns, labels, self.num_labels)
         sigmoid = getattr(self.loss, "score_activation", None) == "sigmoid"
         metrics = self.metrics
         if self.chose_metrics:
             metrics = choose_metrics(columns, labels, self.config, "sigmoid" if sigmoid else "identity")
-        return DataPlan(columns, labels, metrics, dataset)
+        return DataPlan(columns, labels, metrics, limits, dataset)
 
     def describe(self, config: Any) -> None:
         """Write into a model's config what its labels, its scores and its way of reading pairs will be."""
@@ -484,34 +487,44 @@ def choose_metrics(
     return binary_metrics() if found.kind == "binary" else correlation_metrics(activation=activation)
 
 
-def check_labels(
-    loss: Callable[..., Any] | None, dataset: Rows, columns: Columns, found: Survey, num_labels: int
-) -> None:
+def label_limits(loss: Callable[..., Any] | None, found: Survey, num_labels: int) -> Limits | None:
+    """What labels a loss can be computed on; None for any."""
+    if found.kind == "none":
+        return None
+    probabilities = isinstance(loss, BinaryCrossEntropyLoss) or (
+        isinstance(loss, MSELoss) and loss.activation == "sigmoid"
+    )
+    if probabilities and not found.names:
+        scale = "" if found.minimum < 0 or found.maximum <= 1 else f"(x / {found.maximum:g} for instance) "
+        remedy = (
+            f"Scale the labels to [0, 1] {scale}or pass compute_loss_func=MSELoss(activation='identity') to regress on "
+            "raw values."
+        )
+        return Limits(0, 1, remedy)
+    if isinstance(loss, CrossEntropyLoss):
+        classes = num_labels if found.class_names is None or found.names else len(found.class_names)
+        remedy = (
+            f"The model has num_labels={num_labels}. Load it with more labels, or filter such rows out "
+            "(-1 often means no label)."
+        )
+        return Limits(0, classes - 1, remedy, whole=True)
+    if isinstance(loss, InfoNCELoss | LambdaLoss):
+        return Limits(0, math.inf, "Relevance is 0 or more.")
+    return None
+
+
+def check_labels(limits: Limits | None, dataset: Rows, columns: Columns, found: Survey, num_labels: int) -> None:
     """Check a data set's labels against what the loss can be computed on.
 
     Raises:
         DataError: A label lies outside the loss's range; the message names the column, the row and the remedy.
     """
-    if found.kind == "none":
+    if limits is None:
         return
-    probabilities = isinstance(loss, BinaryCrossEntropyLoss) or (
-        isinstance(loss, MSELoss) and loss.activation == "sigmoid"
-    )
-    if probabilities and not found.names:
-        scale = "" if found.minimum < 0 else f"(x / {found.maximum:g} for instance) "
-        check_range(
-            dataset,
-            columns,
-            found,
-            0,
-            1,
-            f"Scale the labels to [0, 1] {scale}or pass "
-            "compute_loss_func=MSELoss(activation='identity') to regress on raw values.",
-        )
-    elif isinstance(loss, CrossEntropyLoss):
+    if limits.whole:
         check_classes(dataset, columns, found, num_labels)
-    elif isinstance(loss, InfoNCELoss | LambdaLoss):
-        check_range(dataset, columns, found, 0, float("inf"), "Relevance is 0 or more.")
+    else:
+        check_range(dataset, columns, found, limits.low, limits.high, limits.remedy)
 
 
 def _label_names(config: Any) -> list[str] | None:

@@ -14,8 +14,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import itertools
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,23 +26,25 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from accelerate.utils import gather_object  # type: ignore[import-untyped]
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 
-from cross_trainer.data.collator import PairCollator
-from cross_trainer.data.columns import NUM_RELEVANT, Rows, is_stream
-from cross_trainer.data.survey import text_lengths
-from cross_trainer.errors import ConfigurationError, DataError
+from cross_trainer.data.collator import NUM_DOCUMENTS, ROW_NUMBERS, PairCollator
+from cross_trainer.data.columns import IGNORED_LABEL, NUM_RELEVANT, Rows, is_stream
+from cross_trainer.data.items import Item, MappedItems, StreamedItems
+from cross_trainer.data.survey import RowCheck, text_lengths
+from cross_trainer.errors import ConfigurationError, DataError, NotFiniteError
 from cross_trainer.execution.padding_free import PaddingFree, enable_padding_free, unpad_indices
 from cross_trainer.execution.token_budget import budgeted_forward, budgeted_step
-from cross_trainer.internals import TrainerSeams, mark_unprepared
+from cross_trainer.internals import TrainerSeams, mark_unprepared, replaced
 from cross_trainer.saved.folder import save_tokenizer
-from cross_trainer.training.losses import to_grid
+from cross_trainer.training.losses import logits_of, to_grid
 from cross_trainer.training.plan import DataPlan, Plan, default_collator, load_planned, make_plan
-from cross_trainer.training.sharding import MappedItems, StreamedItems, fill_batches
+from cross_trainer.training.sharding import fill_batches
 
 logger = logging.getLogger(__name__)
 
@@ -72,12 +76,15 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             CPU are cut into pieces of similar lengths, if the loss adds up over rows, which avoids most of it.
         max_tokens: No forward pass sees more than so many tokens; larger batches are cut, with the same gradient. On
             CPUs the pieces of training hold `cross_trainer.token_budget.CPU_TOKENS` at most.
+        stop_on_nan: Stop training with an error that names the step and the rows where a loss or a gradient is NaN or
+            infinite, before the model's weights are. Without it, the step is taken.
         model_init, callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics: As in
         `transformers.Trainer`.
 
     Raises:
         DataError: A row can't be trained or evaluated on; the message names the column, the row and the remedy.
         ConfigurationError: Arguments contradict each other, the data or the model.
+        NotFiniteError: In training, see `stop_on_nan`.
     """
 
     # compute_loss_func averages over the whole accumulated batch.
@@ -101,6 +108,7 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         *,
         padding_free: bool = True,
         max_tokens: int | None = None,
+        stop_on_nan: bool = True,
     ) -> None:
         args = args if args is not None else TrainingArguments("tmp_trainer")
         if isinstance(train_dataset, Mapping):
@@ -133,6 +141,9 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         self._handle: PaddingFree | None = None  # while training
         self._logged = dict.fromkeys(("pairs", "tokens", "padding", "truncated"), 0)
         self._warned_of_truncation = False
+        self._stop_on_nan = stop_on_nan
+        self._losses: list[tuple[torch.Tensor, list[int]]] = []  # of the batches of an update, with their rows
+        self._training_rows: MappedItems | StreamedItems | None = None
         if model is not None and (train_dataset is not None or eval_dataset is not None):
             self.plan = self._plan_for(model, train_dataset, eval_dataset)
         if isinstance(model, str):
@@ -187,7 +198,7 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             return
         self.compute_loss_func, self.compute_metrics = plan.loss, plan.metrics
         if isinstance(self.data_collator, PairCollator):
-            self.data_collator = self.data_collator.with_limit(plan.max_length)
+            self.data_collator = self.data_collator.as_planned(plan.max_length)
         plan.describe(model.config)
 
     def _data_plan(self, dataset: Rows) -> DataPlan:
@@ -225,19 +236,65 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             return dataset
         if self.args.dataloader_num_workers:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each worker is a process of its own
-        columns = self._data_plan(dataset).columns
+        planned = self._data_plan(dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         if is_stream(dataset):
-            accumulation = self.args.gradient_accumulation_steps if is_training else 1
-            multiple = batch_size * self.accelerator.num_processes * accumulation
-            return StreamedItems(dataset, columns, multiple, training=is_training)
-        return MappedItems(dataset, columns, training=is_training)
+            rows: Any = StreamedItems(
+                dataset,
+                planned.columns,
+                self._rows_at_once(batch_size, is_training),
+                training=is_training,
+                seed=seed,
+                check=RowCheck(planned.columns, planned.labels, planned.limits),
+            )
+        else:
+            rows = MappedItems(dataset, planned.columns, training=is_training, seed=seed)
+        if is_training:
+            self._training_rows = rows
+        return rows
 
-    def loader_made(self, loader: DataLoader[Any], is_training: bool) -> None:
-        """Fill the last batches of training, where processes would get unequal shares."""
+    def _rows_at_once(self, batch_size: int, is_training: bool) -> int:
+        """Rows of an update, or of a step of an evaluation, on all processes."""
+        shares = 1 if self.accelerator.dataloader_config.split_batches else self.accelerator.num_processes
+        return batch_size * shares * (self.args.gradient_accumulation_steps if is_training else 1)
+
+    @contextlib.contextmanager
+    def loading(self, rows: Rows, is_training: bool) -> Iterator[None]:
+        """Drop no row of an evaluation, keep a stream's order there, and leave negatives to `get_batch_samples`."""
+        with contextlib.ExitStack() as stack:
+            if not is_training:
+                stack.enter_context(replaced(self.args, dataloader_drop_last=False))
+                if is_stream(rows):  # workers would take turns with parts of it
+                    alone = {"num_workers": 0, "persistent_workers": False, "prefetch_factor": None}
+                    options = {f"dataloader_{name}": value for name, value in alone.items()}
+                    stack.enter_context(replaced(self.args, dataloader_multiprocessing_context=None, **options))
+            elif self._draws_negatives:
+                stack.enter_context(replaced(self, data_collator=_as_they_are))
+            yield
+
+    def loader_made(self, loader: DataLoader[Any], rows: Rows, is_training: bool) -> None:
+        """Fill the last batches of training, where processes would get unequal shares; find an evaluation's end."""
         processes = self.accelerator.num_processes
         unequal = is_training and processes > 1 and not self.args.dataloader_drop_last
-        if unequal and isinstance(getattr(loader, "dataset", None), MappedItems):
+        if unequal and isinstance(rows, MappedItems):
             fill_batches(loader, processes)
+        if not is_training and isinstance(rows, StreamedItems):
+            # `gather_for_metrics` cuts the last batches of all processes to this number, as it does for mapped data.
+            rows.ended = lambda count: setattr(loader, "remainder", count % rows.multiple)
+
+    def pass_begins(self, epoch: int) -> None:
+        """Let what is drawn for a row depend on the pass over the data."""
+        if self._training_rows is not None:
+            self._training_rows.set_epoch(epoch)
+
+    def place_to_resume(self, epoch: int, batches: int) -> tuple[int, int]:
+        """The pass over a stream to go on with: the fraction behind it counts in all steps of the training."""
+        trained = self.state.epoch
+        if not isinstance(self._training_rows, StreamedItems) or not trained:
+            return epoch, batches
+        epoch = int(trained)
+        steps = round((trained - epoch) * self.state.max_steps) * self.args.gradient_accumulation_steps
+        return epoch, 0 if self.args.ignore_data_skip else steps
 
     def train_sampler(self, dataset: Rows | None) -> Sampler[int] | None:
         """Training's order; texts are grouped by their length without a column of it."""
@@ -302,6 +359,33 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         numbers = [int(count(batch["labels"])) for batch in batches if "labels" in batch]
         return [{"labels": torch.zeros(number)} for number in numbers]
 
+    @property
+    def _draws_negatives(self) -> bool:
+        return isinstance(self.data_collator, PairCollator) and self.data_collator.in_batch_negatives > 0
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The batches of an update, whose queries get negatives from all of its rows, on all processes."""
+        if self._draws_negatives:
+            epoch_iterator = iter(self._with_negatives(list(itertools.islice(epoch_iterator, num_batches))))
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def _with_negatives(self, batches: list[list[Item]]) -> list[dict[str, torch.Tensor]]:
+        """Collate the items of an update, in the order in which one process takes them in one batch."""
+        collator = self.data_collator
+        assert isinstance(collator, PairCollator)
+        texts = [collator.read_texts(items) for items in batches]
+        of_processes = gather_object([texts]) if self.accelerator.num_processes > 1 else [texts]
+        in_turn = [part for parts in zip(*of_processes, strict=True) for part in parts]
+        ends = list(itertools.accumulate(map(len, in_turn)))
+        own = range(self.args.process_index, len(in_turn), len(of_processes))
+        everything = list(itertools.chain.from_iterable(in_turn))
+        places = [range(ends[turn] - len(in_turn[turn]), ends[turn]) for turn in own]
+        negatives = collator.negatives(everything, [place for part in places for place in part])
+        collated = [collator.collate(items, list(itertools.islice(negatives, len(items)))) for items in batches]
+        return [_to(batch, self.args.device) for batch in collated]
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -309,15 +393,25 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The loss of a batch as `transformers.Trainer` computes it, without what only metrics read."""
-        return super().compute_loss(model, self._model_inputs(inputs), return_outputs, num_items_in_batch)
+        """The loss of a batch as `transformers.Trainer` computes it, without what only metrics read.
+
+        A batch of nothing but fillers, which keeps processes in step, has no loss.
+        """
+        rows = inputs.get(ROW_NUMBERS)
+        inputs = self._model_inputs(inputs)
+        if rows is None or rows.numel():
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        inputs.pop("labels", None)
+        outputs = model(**inputs)
+        loss = logits_of(outputs).sum() * 0.0
+        return (loss, outputs) if return_outputs else loss
 
     def _model_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """A batch without what only metrics read, and where the model is compiled, with the places of its real tokens.
 
         A compiled model can't look for them itself without leaving its graph.
         """
-        inputs = {name: value for name, value in inputs.items() if name != NUM_RELEVANT}
+        inputs = {name: value for name, value in inputs.items() if name not in _NOT_FOR_MODELS}
         if self.args.torch_compile and self._runs_padding_free and "attention_mask" in inputs:
             inputs["unpad_idx"] = unpad_indices(inputs["attention_mask"])
         return inputs
@@ -326,8 +420,17 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Forward and backward of a batch, cut by `max_tokens` where that is set."""
-        if self._budget is None:
-            return super().training_step(model, inputs, num_items_in_batch)
+        rows = inputs.get(ROW_NUMBERS)
+        if self._budget is None or (rows is not None and not rows.numel()):
+            loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            loss = self._budgeted_step(model, inputs, num_items_in_batch, self._budget)
+        self._losses.append((loss, [] if rows is None else rows.tolist()))
+        return loss
+
+    def _budgeted_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any, budget: int
+    ) -> torch.Tensor:
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()  # type: ignore[union-attr]  # schedule-free optimisers have modes
@@ -339,12 +442,35 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             inputs,
             inputs.pop("labels"),
             self.compute_loss_func,
-            self._budget,
+            budget,
             num_items=num_items_in_batch,
             scale=self.accelerator.num_processes if averaged else 1,
             backward=self.accelerator.backward,
             no_sync=functools.partial(self.accelerator.no_sync, model=model),
             padded=not self._runs_padding_free,
+        )
+
+    def gradient_known(self, norm: Any) -> None:
+        """Stop before an update by a loss or a gradient that is NaN or infinite, if asked to.
+
+        A gradient scaler finds infinite gradients by itself and skips the update.
+        """
+        losses, self._losses = self._losses, []
+        if not self._stop_on_nan:
+            return
+        size = 0.0 if norm is None or self.accelerator.scaler is not None else norm
+        values = [float(loss) for loss, _ in losses]
+        if math.isfinite(size) and all(map(math.isfinite, values)):
+            return
+        bad = [(value, rows) for value, (_, rows) in zip(values, losses, strict=True) if not math.isfinite(value)]
+        if not math.isfinite(size) and self.accelerator.num_processes > 1:
+            bad = gather_object(bad)  # the norm is the same on all processes: all of them are here
+        what = f"The loss is {bad[0][0]}" if bad else f"The loss is finite, but its gradient's norm is {float(size)}"
+        numbers = [row for _, rows in bad or zip(values, (rows for _, rows in losses), strict=True) for row in rows]
+        raise NotFiniteError(
+            f"Step {self.state.global_step + 1}: {what}. The weights are as they were before this step, whose batch "
+            f"held the rows {_shown(numbers)}. Look at their labels and texts, lower the learning rate or set "
+            "max_grad_norm; stop_on_nan=False goes on."
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -413,23 +539,42 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
         """Predict a batch; scores of queries with several documents come as a grid [G, D] beside their labels."""
-        counted, labels = inputs.get(NUM_RELEVANT), inputs.get("labels")
-        inputs = self._model_inputs(inputs)
+        given = {name: inputs.get(name) for name in (*_NOT_FOR_MODELS, "labels")}
+        labels = given["labels"]
         if self._loss_of_all_rows and labels is not None:
-            del inputs["labels"]
+            inputs = {name: value for name, value in inputs.items() if name != "labels"}
         forward: Any = model
         if self._budget is not None:
             forward = functools.partial(self._forward_by_budget, model)
         loss, logits, seen = super().prediction_step(forward, inputs, prediction_loss_only, ignore_keys)
         labels = seen if labels is None or seen is not None else labels.to(self.args.device)
-        if isinstance(labels, torch.Tensor) and isinstance(logits, torch.Tensor):
-            is_grid = labels.dim() == 2 and self._config.num_labels == 1
-            logits = to_grid(logits, labels) if is_grid else logits
-        if counted is not None and labels is not None:
-            labels = (labels, counted)
-        return loss, logits, labels
+        logits = self._arranged(logits, labels, given[NUM_DOCUMENTS])
+        if given[NUM_RELEVANT] is not None and labels is not None:
+            labels = (labels, given[NUM_RELEVANT])
+        missing = self._missing_rows(given[ROW_NUMBERS])
+        return loss, _filled_up(logits, missing), _filled_up(labels, missing)
+
+    def _arranged(self, logits: Any, labels: Any, counts: torch.Tensor | None) -> Any:
+        """The logits alone, of all that a model returned; scores of lists as a grid [G, D]."""
+        if isinstance(logits, tuple | list):
+            if self.preprocess_logits_for_metrics is not None:  # which may want the rest as well
+                return (self._arranged(logits[0], labels, counts), *logits[1:])
+            logits = logits[0]
+        if counts is not None:
+            places = torch.arange(int(counts.max().clamp(min=1)), device=counts.device)
+            labels = torch.where(places < counts[:, None], 0, IGNORED_LABEL)
+        is_grid = isinstance(labels, torch.Tensor) and labels.dim() == 2 and self._config.num_labels == 1
+        return to_grid(logits, labels) if is_grid and isinstance(logits, torch.Tensor) else logits
+
+    def _missing_rows(self, rows: torch.Tensor | None) -> int:
+        """How many rows a batch of an evaluation lacks to be gathered with those of other processes."""
+        if rows is None or self.accelerator.num_processes == 1:
+            return 0
+        shares = self.accelerator.num_processes if self.accelerator.dataloader_config.split_batches else 1
+        return self.args.eval_batch_size // shares - max(rows.numel(), 1)
 
     def _forward_by_budget(self, model: torch.nn.Module, **inputs: Any) -> SequenceClassifierOutput:
+        inputs = self._model_inputs(inputs)
         inputs.pop("labels", None)
         assert self._budget is not None
         logits = budgeted_forward(model, inputs, self._budget, padded=not self._runs_padding_free)
@@ -456,6 +601,33 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             folder = self._output_dir if output_dir is None else output_dir
             limit, config = self.data_collator.length_limit, self._config
             save_tokenizer(self.data_collator.tokenizer, folder, limit, config.pad_token_id)
+
+
+_NOT_FOR_MODELS = (NUM_RELEVANT, NUM_DOCUMENTS, ROW_NUMBERS)
+
+
+def _as_they_are(items: list[Item]) -> list[Item]:
+    """A batch that isn't collated yet, without the items that only fill it up."""
+    return [item for item in items if item.row is not None] or items[:1]
+
+
+def _to(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def _filled_up(values: Any, missing: int) -> Any:
+    """Tensors [N, ...] with more rows of -100 below, which `gather_for_metrics` cuts off again."""
+    if isinstance(values, tuple):
+        return tuple(_filled_up(value, missing) for value in values)
+    if missing < 1 or not isinstance(values, torch.Tensor):
+        return values
+    return torch.cat([values, values.new_full((missing, *values.shape[1:]), IGNORED_LABEL)])
+
+
+def _shown(numbers: list[int]) -> str:
+    """Row numbers in a message, those that are known."""
+    known = ", ".join(str(number) for number in numbers if number >= 0)
+    return known if len(known) <= 400 else known[:400] + ", ..."
 
 
 def last_complete_checkpoint(folder: str | Path) -> str:

@@ -461,7 +461,7 @@ def test_swap_changes_what_is_trained(tmp_path, tokenizer):
             {},
             r"Labels are the classes \['no', 'odd', 'yes'\], but the model has num_labels=1",
         ),
-        ([[0, 1]] * 21, {"num_labels": 3}, r"needs num_labels=2, the model has 3"),
+        ([[0, 1]] * 21, {"num_labels": 3}, r"needs num_labels=2, and the model has 3"),
         ([0.5, 1.0, 0.0] * 7, {"num_labels": 3}, r"Labels are real numbers, but the model has num_labels=3"),
     ],
 )

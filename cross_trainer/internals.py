@@ -56,6 +56,11 @@ def is_compiled(module: nn.Module) -> bool:
     return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether forward hooks are registered on a module; torch has no public question for it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def softmax_gradient(gradient: Tensor, weights: Tensor) -> Tensor:
     """The gradient before a softmax over the last dimension, in one pass; torch has no public function for it."""
     import torch

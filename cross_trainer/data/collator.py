@@ -20,6 +20,7 @@ Shapes: P pairs, L tokens of a padded row, C classes, G groups (queries), D docu
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -88,8 +89,8 @@ class PairCollator:
         in_batch_negatives: For rows `(query, positive, ...)` without a label, give each query up to this many positives
             of other rows as negatives. Never a document that the query has itself, nor one of a row with the same
             query. Queries with fewer eligible documents get fewer. `CrossEncoderTrainer` draws them from all rows of
-            an update, over accumulated batches and processes; elsewhere they come from the batch alone, so they depend
-            on its size.
+            an update, over accumulated batches and processes, and in an evaluation from all rows of the set. Elsewhere,
+            and in evaluations of streams, they come from the batch alone, so they depend on its size.
 
     Raises:
         ConfigurationError: An argument is out of its range, at construction.
@@ -178,15 +179,31 @@ class PairCollator:
         Returns:
             `input_ids` and `attention_mask` [P, L] and what else the tokenizer gives, with `labels` where rows have
             them: [P], [P, C] for several labels at once, or [G, D] padded with -100 for queries with several documents,
-                whose pairs are
-            flat, query by query. `num_relevant` [G] where rows have that column.
+            whose pairs are flat, query by query. `num_relevant` [G] where rows have that column.
         """
         items = self._items(rows)
-        added: Sequence[list[str]] = ()
-        if self.in_batch_negatives and items[0].columns.shape == "tuple" and items[0].columns.label is None:
-            texts = self.read_texts(items)
-            added = list(self.negatives(texts, range(len(texts))))
-        return self.collate(items, added)
+        columns, training = items[0].columns, items[0].training
+        fields, places = [_fields(item) for item in items], [_place(item) for item in items]
+        labels = read_labels(fields, columns, places)
+        truncated: Sequence[bool] = ()
+        if columns.shape == "tokens":
+            features = self._tokenised(fields, columns)
+        else:
+            texts = read_texts(fields, columns, places)
+            if labels is not None and self.adds_negatives(columns):
+                drawn = self.negatives(texts, range(len(texts)))
+                for at, (item, found) in enumerate(zip(items, drawn, strict=True)):
+                    more = found if item.negatives is None else item.negatives
+                    texts[at] = (texts[at][0], [*texts[at][1], *more])
+                    labels[at] = [*labels[at], *[0.0] * len(more)]
+            pairs = self._swapped(items, texts) if training and self.swap else flat_pairs(texts)
+            encoded = encode_pairs(self.tokenizer, pairs, self.length_limit, self.truncation)
+            features, truncated = encoded.features, encoded.truncated
+        batch = pad_pairs(self.tokenizer, features, width=self._width(features))
+        if training:
+            self._count(batch["attention_mask"], sum(truncated))
+        batch |= targets(fields, labels, columns)
+        return batch | (_description(items, fields, labels) if self.describes_rows else {})
 
     def read_texts(self, items: Sequence[Item]) -> list[Texts]:
         """Each item's query and documents; no documents for an item without a row.
@@ -196,7 +213,7 @@ class PairCollator:
         """
         return read_texts([_fields(item) for item in items], items[0].columns, [_place(item) for item in items])
 
-    def negatives(self, texts: Sequence[Texts], own: Iterable[int]) -> Iterator[list[str]]:
+    def negatives(self, texts: Sequence[Texts], own: Iterable[int]) -> Iterator[tuple[str, ...]]:
         """Up to `in_batch_negatives` positives of other rows for each query, in the order of rows from the query on.
 
         Args:
@@ -209,38 +226,15 @@ class PairCollator:
         for place in own:
             query, documents = texts[place]
             added: dict[str, None] = {}
-            for other in (*range(place + 1, len(texts)), *range(place)) if documents else ():
-                if len(added) == self.in_batch_negatives:
+            for other in itertools.chain(range(place + 1, len(texts)), range(place)):
+                if len(added) == self.in_batch_negatives or not documents:
                     break
                 added.update(dict.fromkeys(text for text in texts[other][1][:1] if text not in known[query]))
-            yield list(added)
+            yield tuple(added)
 
-    def collate(self, items: Sequence[Item], negatives: Sequence[list[str]] = ()) -> dict[str, torch.Tensor]:
-        """Collate items into a batch; see `__call__`.
-
-        Args:
-            items: Items of one data set.
-            negatives: More documents for each item, with the label 0.
-        """
-        columns, training = items[0].columns, items[0].training
-        fields, places = [_fields(item) for item in items], [_place(item) for item in items]
-        labels = read_labels(fields, columns, places)
-        truncated: Sequence[bool] = ()
-        if columns.shape == "tokens":
-            features = self._tokenised(fields, columns)
-        else:
-            texts = read_texts(fields, columns, places)
-            for at, more in enumerate(negatives):
-                texts[at] = (texts[at][0], texts[at][1] + more)
-                labels[at] = labels[at] + [0.0] * len(more)  # type: ignore[index]  # tuples have labels
-            pairs = self._swapped(items, texts) if training and self.swap else flat_pairs(texts)
-            encoded = encode_pairs(self.tokenizer, pairs, self.length_limit, self.truncation)
-            features, truncated = encoded.features, encoded.truncated
-        batch = pad_pairs(self.tokenizer, features, width=self._width(features))
-        if training:
-            self._count(batch["attention_mask"], sum(truncated))
-        batch |= targets(fields, labels, columns)
-        return batch | (_description(items, fields, labels) if self.describes_rows else {})
+    def adds_negatives(self, columns: Columns) -> bool:
+        """Whether queries of such rows get negatives."""
+        return self.in_batch_negatives > 0 and columns.shape == "tuple" and columns.label is None
 
     def _items(self, rows: Sequence[Row | Item]) -> list[Item]:
         """The rows as items, without those that only fill the batch up; one of those if there is nothing else."""

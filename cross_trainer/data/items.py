@@ -14,7 +14,7 @@ same in any number of workers and processes, and after training was resumed.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +34,7 @@ class Item:
         number: The row's place in its data set, for messages.
         training: Whether the collator's `swap` applies, and whether the row counts in its statistics.
         seed: What random choices about the row are drawn from; None for torch's default generator.
+        negatives: More documents for a query, with the label 0; None leaves them to the collator.
     """
 
     row: Row | None
@@ -41,6 +42,7 @@ class Item:
     number: int | None = None
     training: bool = True
     seed: str | None = None
+    negatives: tuple[str, ...] | None = None
 
 
 class MappedItems(Dataset[Item]):
@@ -51,13 +53,23 @@ class MappedItems(Dataset[Item]):
         columns: What its columns are for.
         training: Whether it is trained on.
         seed: Decides with the pass and the row's number what is drawn for a row.
+        negatives: More documents for each row's query, with the label 0.
     """
 
-    def __init__(self, rows: Rows, columns: Columns, *, training: bool, seed: int = 0) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        columns: Columns,
+        *,
+        training: bool,
+        seed: int = 0,
+        negatives: Sequence[tuple[str, ...]] = (),
+    ) -> None:
         self.rows = select(unformatted(rows), columns)
         self.columns = columns
         self.training = training
         self.seed = seed
+        self.negatives = negatives
         self._epoch = _shared_epoch()
 
     def set_epoch(self, epoch: int) -> None:
@@ -84,6 +96,7 @@ class MappedItems(Dataset[Item]):
                 self.training,
                 # Nobody has said which pass it is: draw as torch's dataloaders do.
                 None if epoch < 0 else f"{self.seed}:{epoch}:{index}",
+                self.negatives[index] if index < len(self.negatives) else None,
             )
             for index in indices
         ]

@@ -2,7 +2,7 @@
 
     plan = make_plan("distilroberta-base", train_dataset=pairs, eval_dataset=held_out)
     print(plan)                         # before anything long starts; nothing has been changed
-    model = load_planned(plan)          # a classifier with that many outputs
+    model = load_planned("distilroberta-base", plan)    # a classifier with that many outputs
 
 What isn't given follows from the labels:
 
@@ -70,6 +70,9 @@ logger = logging.getLogger(__name__)
 Loss: TypeAlias = "Callable[..., Any]"
 Metrics: TypeAlias = "Callable[[EvalPrediction], dict[str, float]]"
 
+_SOURCE = frozenset(
+    {"revision", "code_revision", "token", "cache_dir", "trust_remote_code", "local_files_only", "subfolder"}
+)
 STREAM_SAMPLE = 1_000  # rows of a stream that are looked at before training
 
 
@@ -200,6 +203,7 @@ def make_plan(
     padding_free: bool = True,
     max_tokens: int | None = None,
     device: str = "cpu",
+    model_kwargs: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Decide all that a `CrossEncoderTrainer` with these arguments does, and check all rows; nothing is changed.
 
@@ -214,6 +218,7 @@ def make_plan(
         padding_free: Whether to compute no padding, where the model allows it.
         max_tokens: Tokens of a forward pass at most.
         device: The type of the device that computes: "cpu", "cuda", ...
+        model_kwargs: Of a model given by its name: where to load it from, and what to trust; see `load_planned`.
 
     Raises:
         DataError: A row can't be trained or evaluated on; the message names the column, the row and the remedy.
@@ -224,11 +229,13 @@ def make_plan(
     datasets = held_out if train_dataset is None else [train_dataset, *held_out]
     if not datasets:
         raise ConfigurationError("There is no data set to plan for: give a train_dataset or an eval_dataset.")
-    collator = data_collator if data_collator is not None else default_collator(model)
-    config = AutoConfig.from_pretrained(model) if isinstance(model, str) else copy.deepcopy(model.config)
+    source = source_of(model_kwargs)
+    collator = data_collator if data_collator is not None else default_collator(model, model_kwargs=model_kwargs)
+    config = AutoConfig.from_pretrained(model, **source) if isinstance(model, str) else copy.deepcopy(model.config)
     columns, labels = _look_at(datasets[0], collator, config)
     if isinstance(model, str):
-        config = _new_config(model, labels)
+        config = _new_config(model, labels, source)
+    check_vocabulary(model, config, collator)
     adopt_class_names(config, labels)
     negatives = getattr(collator, "in_batch_negatives", 0)
     if (
@@ -244,7 +251,9 @@ def make_plan(
     if loss is None and not predicts_only:
         loss = choose_loss(columns, labels, config, label_smoothing_factor)
         logger.info("Loss chosen for %s labels: %s", labels.kind, loss)
-    obstacle = _obstacle(model, config) if padding_free else None
+    if loss is not None and train_dataset is not None:
+        check_shape(loss, columns)
+    obstacle = _obstacle(model, config, source) if padding_free else None
     plan = Plan(
         columns=columns,
         labels=labels,
@@ -268,16 +277,27 @@ def make_plan(
     return dataclasses.replace(plan, datasets=tuple(planned))
 
 
-def load_planned(name: str, plan: Plan) -> PreTrainedModel:
+def source_of(model_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Those arguments of `from_pretrained` that hold for a model's config and tokenizer, too."""
+    return {name: value for name, value in (model_kwargs or {}).items() if name in _SOURCE}
+
+
+def load_planned(name: str, plan: Plan, model_kwargs: Mapping[str, Any] | None = None) -> PreTrainedModel:
     """Load a pretrained model as the classifier that a plan asks for, in float32.
 
     A classification head of that size is kept, another one is replaced and logged by transformers. Weights are float32
     because updates at usual learning rates are lost on half-precision weights; mixed precision is the Trainer's
     business.
+
+    Args:
+        name: On the Hub, or a folder.
+        plan: Gives the config.
+        model_kwargs: More arguments of `from_pretrained`, such as `revision`, `token`, `trust_remote_code` or
+            `attn_implementation`.
     """
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-        name, config=copy.deepcopy(plan.config), dtype=torch.float32, ignore_mismatched_sizes=True
-    )
+    options = {"dtype": torch.float32, "ignore_mismatched_sizes": True, **(model_kwargs or {})}
+    config = copy.deepcopy(plan.config)
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(name, config=config, **options)
     return model
 
 
@@ -285,6 +305,7 @@ def default_collator(
     model: torch.nn.Module | str | None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     truncation: str | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> PairCollator:
     """A collator that reads pairs as the model was trained to, where `options` of `PairCollator` don't say otherwise.
@@ -298,9 +319,12 @@ def default_collator(
     if tokenizer is None:
         if not name:
             raise ConfigurationError("No tokenizer: give processing_class, or a data_collator that has one.")
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, **source_of(model_kwargs))
     if truncation is None:
-        config = AutoConfig.from_pretrained(model) if isinstance(model, str) else getattr(model, "config", None)
+        source = source_of(model_kwargs)
+        config = (
+            AutoConfig.from_pretrained(model, **source) if isinstance(model, str) else getattr(model, "config", None)
+        )
         truncation = saved_truncation(config)
     return PairCollator(tokenizer, truncation=check_truncation(truncation), **options)
 
@@ -336,9 +360,9 @@ def _asked(
     return texts if label is None else (*texts, label)
 
 
-def _new_config(name: str, labels: Survey) -> Any:
+def _new_config(name: str, labels: Survey, source: Mapping[str, Any]) -> Any:
     """A pretrained model's config with as many labels as the data has, under the data's names."""
-    config: Any = AutoConfig.from_pretrained(name, num_labels=choose_num_labels(labels))
+    config: Any = AutoConfig.from_pretrained(name, num_labels=choose_num_labels(labels), **source)
     if labels.kind == "class" and labels.class_names is not None and set(config.label2id) != set(labels.class_names):
         name_labels(config, labels.class_names)
     return config
@@ -356,11 +380,46 @@ def _limit(collator: Any, config: Any) -> int | None:
     return min((length for length in (asked, limit) if length is not None), default=None)
 
 
-def _obstacle(model: Any, config: Any) -> str | None:
+def check_vocabulary(model: Any, config: Any, collator: Any) -> None:
+    """Check that a model has an embedding for every token of its tokenizer.
+
+    Raises:
+        ConfigurationError: It hasn't; the message names a token and the remedy.
+    """
+    if not isinstance(collator, PairCollator):
+        return
+    embedding = None if isinstance(model, str) else model.get_input_embeddings()
+    size = getattr(config, "vocab_size", None) if embedding is None else getattr(embedding, "num_embeddings", None)
+    vocabulary = collator.tokenizer.get_vocab()
+    token, number = max(vocabulary.items(), key=lambda entry: entry[1], default=("", -1))
+    if isinstance(size, int) and number >= size:
+        raise ConfigurationError(
+            f"The tokenizer's token {token!r} has the id {number}, but the model has embeddings for {size} tokens. "
+            f"Load the model and call model.resize_token_embeddings({number + 1}), or use the tokenizer that it was "
+            "trained with."
+        )
+
+
+def check_shape(loss: Loss, columns: Columns) -> None:
+    """Check that a loss over the documents of a query gets lists of documents to train on.
+
+    Raises:
+        ConfigurationError: Rows are pairs; the message names `group_by_query`.
+    """
+    takes_lists = hasattr(loss, "count_items") and getattr(loss, "couples_rows", False)
+    if takes_lists and columns.shape == "pair":
+        raise ConfigurationError(
+            f"{loss} compares the documents of a query, and a row is one pair {(columns.query, *columns.documents)}. "
+            "Bring each query's pairs together: train_dataset=group_by_query(train_dataset), and eval_dataset likewise."
+        )
+
+
+def _obstacle(model: Any, config: Any, source: Mapping[str, Any]) -> str | None:
     """Why the model can't run padding-free, or None."""
     if isinstance(model, str):
         with torch.device("meta"):  # its modules without their weights
-            model = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
+            trusted = {"trust_remote_code": source.get("trust_remote_code", False)}
+            model = AutoModelForSequenceClassification.from_config(config, **trusted)  # type: ignore[no-untyped-call]
     reason = padding_free_obstacle(model)
     if reason is not None:
         logger.info("Padding-free execution is off: %s", reason)

@@ -12,14 +12,16 @@ folder holds.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import gc
+import inspect
 import itertools
 import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 
 from cross_trainer.data.collator import NUM_DOCUMENTS, ROW_NUMBERS, PairCollator
-from cross_trainer.data.columns import IGNORED_LABEL, NUM_RELEVANT, Rows, is_stream
+from cross_trainer.data.columns import IGNORED_LABEL, NUM_RELEVANT, Columns, Rows, is_stream
 from cross_trainer.data.items import Item, MappedItems, StreamedItems
 from cross_trainer.data.survey import RowCheck, text_lengths
 from cross_trainer.errors import ConfigurationError, DataError, NotFiniteError
@@ -78,6 +80,9 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             CPUs the pieces of training hold `cross_trainer.token_budget.CPU_TOKENS` at most.
         stop_on_nan: Stop training with an error that names the step and the rows where a loss or a gradient is NaN or
             infinite, before the model's weights are. Without it, the step is taken.
+        model_kwargs: Of a model given by its name: more arguments of `from_pretrained`, such as `revision`, `token`,
+            `cache_dir`, `trust_remote_code` or `attn_implementation`. The config and the tokenizer follow those that
+            say where to load from.
         model_init, callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics: As in
         `transformers.Trainer`.
 
@@ -92,7 +97,7 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | torch.nn.Module | str | None = None,
+        model: PreTrainedModel | torch.nn.Module | str | os.PathLike[str] | None = None,
         args: TrainingArguments | None = None,
         data_collator: Callable[..., Any] | None = None,
         train_dataset: Rows | None = None,
@@ -109,8 +114,15 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         padding_free: bool = True,
         max_tokens: int | None = None,
         stop_on_nan: bool = True,
+        model_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         args = args if args is not None else TrainingArguments("tmp_trainer")
+        if isinstance(model, os.PathLike):
+            model = os.fspath(model)
+        if model_kwargs and not isinstance(model, str):
+            raise ConfigurationError(
+                f"model_kwargs={dict(model_kwargs)} are for a model given by its name: this one is loaded already."
+            )
         if isinstance(train_dataset, Mapping):
             eval_dataset = train_dataset.get("validation") if eval_dataset is None else eval_dataset
             train_dataset = _split(train_dataset, "train")
@@ -126,7 +138,7 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             )
         tokenizer: Any = processing_class if processing_class is not None else getattr(data_collator, "tokenizer", None)
         if data_collator is None:
-            data_collator = default_collator(model, tokenizer)
+            data_collator = default_collator(model, tokenizer, model_kwargs=model_kwargs)
         self.plan: Plan | None = None
         self._plan_for = functools.partial(
             make_plan,
@@ -137,6 +149,7 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             padding_free=padding_free,
             max_tokens=max_tokens,
             device=args.device.type,
+            model_kwargs=model_kwargs,
         )
         self._handle: PaddingFree | None = None  # while training
         self._logged = dict.fromkeys(("pairs", "tokens", "padding", "truncated"), 0)
@@ -149,7 +162,7 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         if isinstance(model, str):
             assert self.plan is not None  # it has data
             set_seed(args.seed)  # a new head's random weights
-            model = load_planned(model, self.plan)
+            model = load_planned(model, self.plan, model_kwargs)
         super().__init__(
             model=model,
             args=args,
@@ -196,10 +209,33 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         plan = self.plan
         if plan is None:
             return
-        self.compute_loss_func, self.compute_metrics = plan.loss, plan.metrics
+        self.compute_loss_func = plan.loss
+        self._measure_by(plan.metrics)
         if isinstance(self.data_collator, PairCollator):
             self.data_collator = self.data_collator.as_planned(plan.max_length)
         plan.describe(model.config)
+
+    def _measure_by(self, metrics: Callable[..., dict[str, float]] | None) -> None:
+        """Take metrics over, if they can be computed in the way that the arguments ask for.
+
+        Raises:
+            ConfigurationError: They can't.
+        """
+        self.compute_metrics = metrics
+        if metrics is None:
+            return
+        parameters = inspect.signature(metrics).parameters.values()
+        takes_result = any(each.name == "compute_result" or each.kind == each.VAR_KEYWORD for each in parameters)
+        if self.args.batch_eval_metrics and not takes_result:
+            raise ConfigurationError(
+                f"batch_eval_metrics=True calls metrics for every batch, and {metrics} needs all rows at once. Leave "
+                "it at False, or give a compute_metrics(prediction, compute_result) that adds batches up."
+            )
+        if not self.args.eval_do_concat_batches and type(metrics).__module__.startswith("cross_trainer."):
+            raise ConfigurationError(
+                f"eval_do_concat_batches=False hands metrics a list of batches, and {metrics} needs arrays of all "
+                "rows. Leave it at True, or give a compute_metrics that takes lists."
+            )
 
     def _data_plan(self, dataset: Rows) -> DataPlan:
         """What a data set holds."""
@@ -231,7 +267,7 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         if not is_training and (isinstance(self.data_collator, PairCollator) or self.plan is not None):
             planned = self._data_plan(dataset)
             if self.plan is not None and self.plan.chose_metrics:
-                self.compute_metrics = planned.metrics
+                self._measure_by(planned.metrics)
         if not isinstance(self.data_collator, PairCollator):
             return dataset
         if self.args.dataloader_num_workers:
@@ -248,10 +284,20 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
                 check=RowCheck(planned.columns, planned.labels, planned.limits),
             )
         else:
-            rows = MappedItems(dataset, planned.columns, training=is_training, seed=seed)
+            negatives = () if is_training else self._negatives_of(dataset, planned.columns)
+            rows = MappedItems(dataset, planned.columns, training=is_training, seed=seed, negatives=negatives)
         if is_training:
             self._training_rows = rows
         return rows
+
+    def _negatives_of(self, dataset: Rows, columns: Columns) -> Sequence[tuple[str, ...]]:
+        """Negatives for each query of a set to evaluate on, from all of its rows: no batch decides."""
+        collator = self.data_collator
+        if not isinstance(collator, PairCollator) or not collator.adds_negatives(columns):
+            return ()
+        items = MappedItems(dataset, columns, training=False)
+        texts = collator.read_texts([items[index] for index in range(len(items))])
+        return list(collator.negatives(texts, range(len(texts))))
 
     def _rows_at_once(self, batch_size: int, is_training: bool) -> int:
         """Rows of an update, or of a step of an evaluation, on all processes."""
@@ -273,9 +319,9 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             yield
 
     def loader_made(self, loader: DataLoader[Any], rows: Rows, is_training: bool) -> None:
-        """Fill the last batches of training, where processes would get unequal shares; find an evaluation's end."""
+        """Fill the last batches, where processes would get unequal shares; find the end of a stream's evaluation."""
         processes = self.accelerator.num_processes
-        unequal = is_training and processes > 1 and not self.args.dataloader_drop_last
+        unequal = processes > 1 and not (is_training and self.args.dataloader_drop_last)
         if unequal and isinstance(rows, MappedItems):
             fill_batches(loader, processes)
         if not is_training and isinstance(rows, StreamedItems):
@@ -361,7 +407,8 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
 
     @property
     def _draws_negatives(self) -> bool:
-        return isinstance(self.data_collator, PairCollator) and self.data_collator.in_batch_negatives > 0
+        is_ours = isinstance(self.data_collator, PairCollator) and self.plan is not None
+        return is_ours and self.data_collator.adds_negatives(self.plan.columns)  # type: ignore[union-attr]
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -383,7 +430,9 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         everything = list(itertools.chain.from_iterable(in_turn))
         places = [range(ends[turn] - len(in_turn[turn]), ends[turn]) for turn in own]
         negatives = collator.negatives(everything, [place for part in places for place in part])
-        collated = [collator.collate(items, list(itertools.islice(negatives, len(items)))) for items in batches]
+        collated = [
+            collator([dataclasses.replace(item, negatives=next(negatives)) for item in items]) for items in batches
+        ]
         return [_to(batch, self.args.device) for batch in collated]
 
     def compute_loss(
@@ -400,6 +449,10 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         rows = inputs.get(ROW_NUMBERS)
         inputs = self._model_inputs(inputs)
         if rows is None or rows.numel():
+            if not model.training and num_items_in_batch is not None and self.args.average_tokens_across_devices:
+                # Each process means its own batch; the Trainer has counted those of all, and multiplies by their number.
+                own = self.items_to_count([inputs])[0]["labels"].ne(IGNORED_LABEL).sum()
+                num_items_in_batch = own * self.accelerator.num_processes
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs.pop("labels", None)
         outputs = model(**inputs)
@@ -518,9 +571,11 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         keep_random_state = contextlib.nullcontext() if self.is_in_train else torch.random.fork_rng(devices)
         at_once = self._loss_of_all_rows
-        with keep_random_state, self._without_padding():
+        loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
+        metrics = None if loss_only else self.compute_metrics
+        with keep_random_state, self._without_padding(), replaced(self, compute_metrics=metrics):
             output = super().evaluation_loop(
-                dataloader, description, False if at_once else prediction_loss_only, ignore_keys, metric_key_prefix
+                dataloader, description, loss_only and not at_once, ignore_keys, metric_key_prefix
             )
         labels = output.label_ids[0] if isinstance(output.label_ids, tuple) else output.label_ids
         if at_once and labels is not None and isinstance(output.predictions, np.ndarray):
@@ -529,7 +584,20 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             assert output.metrics is not None
             loss = self.compute_loss_func(logits, torch.from_numpy(labels)).item()
             output.metrics[f"{metric_key_prefix}_loss"] = loss
-        return output
+        return output._replace(predictions=None, label_ids=None) if loss_only else output
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as `transformers.Trainer` does; warn where the number that chooses the best checkpoint is NaN."""
+        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        name = (self.args.metric_for_best_model or "").removeprefix("eval_")
+        value = metrics.get(f"eval_{name}")
+        if self.is_in_train and isinstance(value, float) and math.isnan(value):
+            logger.warning(
+                "Step %d: metric_for_best_model %r is NaN. This checkpoint isn't the best, and any number is better.",
+                self.state.global_step,
+                name,
+            )
+        return metrics
 
     def prediction_step(
         self,
@@ -539,6 +607,7 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
         """Predict a batch; scores of queries with several documents come as a grid [G, D] beside their labels."""
+        batch = inputs
         given = {name: inputs.get(name) for name in (*_NOT_FOR_MODELS, "labels")}
         labels = given["labels"]
         if self._loss_of_all_rows and labels is not None:
@@ -552,6 +621,8 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         if given[NUM_RELEVANT] is not None and labels is not None:
             labels = (labels, given[NUM_RELEVANT])
         missing = self._missing_rows(given[ROW_NUMBERS])
+        if "inputs" in self.args.include_for_metrics:
+            batch.update({name: _filled_up(batch[name], missing) for name in ("input_ids",)})
         return loss, _filled_up(logits, missing), _filled_up(labels, missing)
 
     def _arranged(self, logits: Any, labels: Any, counts: torch.Tensor | None) -> Any:

@@ -7,8 +7,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from cross_trainer.data.collator import PairCollator, pairs_and_labels
-from cross_trainer.data.items import Item
 from cross_trainer.data.columns import Columns, InputExample, resolve_columns
+from cross_trainer.data.items import Item
 from cross_trainer.errors import ConfigurationError, DataError
 
 ROWS = [

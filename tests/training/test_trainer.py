@@ -78,6 +78,16 @@ def lists(rows=7):
     )
 
 
+def positives(rows=8):
+    """Queries, each with a document that answers it."""
+    return Dataset.from_dict(
+        {
+            "query": [SENTENCES[index % 12] for index in range(rows)],
+            "positive": [SENTENCES[(index * 5 + 1) % 12] for index in range(rows)],
+        }
+    )
+
+
 def weights(model):
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 

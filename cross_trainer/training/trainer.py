@@ -449,10 +449,12 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         rows = inputs.get(ROW_NUMBERS)
         inputs = self._model_inputs(inputs)
         if rows is None or rows.numel():
-            if not model.training and num_items_in_batch is not None and self.args.average_tokens_across_devices:
-                # Each process means its own batch; the Trainer has counted those of all, and multiplies by their number.
-                own = self.items_to_count([inputs])[0]["labels"].ne(IGNORED_LABEL).sum()
-                num_items_in_batch = own * self.accelerator.num_processes
+            processes = self.accelerator.num_processes
+            averaged = self.args.average_tokens_across_devices and num_items_in_batch is not None
+            if averaged and processes > 1 and not model.training:
+                # In an evaluation each batch has its own mean. The Trainer has counted the items of all processes, and
+                # will multiply by their number.
+                num_items_in_batch = self.items_to_count([inputs])[0]["labels"].ne(IGNORED_LABEL).sum() * processes
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs.pop("labels", None)
         outputs = model(**inputs)

@@ -172,7 +172,7 @@ class TrainerSeams(_Trainer):
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Where to resume follows from the number of steps in a pass, which the Trainer doesn't know of a stream."""
-        return self.place_to_resume(*super()._init_training_state(*args, **kwargs))  # type: ignore[no-untyped-call]
+        return self.place_to_resume(*super()._init_training_state(*args, **kwargs))
 
     def place_to_resume(self, epoch: int, batches: int) -> tuple[int, int]:
         """The pass to go on with, and how many of its batches have been trained on."""

@@ -9,11 +9,13 @@ import weakref
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from conftest import build_model, build_tokenizer
-from training.test_trainer import arguments, lists, pairs, positives
+from training.test_trainer import InfiniteLoss, arguments, lists, pairs, positives
 
 from cross_trainer import CrossEncoderTrainer, LambdaLoss, PairCollator
+from cross_trainer.errors import NotFiniteError
 
 
 def squares(outputs, labels, num_items_in_batch=None):
@@ -53,9 +55,24 @@ def check_stream(trainer, held_out, predicted) -> None:
     np.testing.assert_allclose(unlabelled.predictions, predicted.predictions, atol=1e-5)
 
 
+def check_stop(folder, processes) -> None:
+    """All processes stop where the loss of one of them is infinite, and name the rows of that one."""
+    trainer = CrossEncoderTrainer(
+        build_model(),
+        arguments(folder, per_device_train_batch_size=8 // processes, train_sampling_strategy="sequential"),
+        train_dataset=pairs(16),
+        processing_class=build_tokenizer(),
+        compute_loss_func=InfiniteLoss(),
+    )
+    rows = ", ".join(map(str, range(8 // processes)))
+    with pytest.raises(NotFiniteError, match=rf"Step 1: The loss is inf.*held the rows {rows}\."):
+        trainer.train()
+
+
 def main(folder: Path) -> None:
     processes = int(__import__("os").environ["WORLD_SIZE"])
     results = {"world_size": processes}
+    check_stop(folder, processes)
     for name, (dataset, options, loss) in CASES.items():
         size = 8 // processes // options.get("gradient_accumulation_steps", 1)
         held_out = lists(7) if name.startswith("lists") else positives(7) if "negatives" in name else pairs(7)

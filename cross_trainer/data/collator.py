@@ -247,7 +247,7 @@ class PairCollator:
                 "Give the Trainer train_dataset=collator.for_training(rows), or train with CrossEncoderTrainer."
             )
         if not isinstance(self.columns, Columns):  # nobody has resolved them: the first batch tells
-            _check_not_removed(rows[0])
+            _check_not_removed(rows)
             self.columns = resolve_columns(rows, self.columns, self.in_batch_negatives)
         return [Item(row, self.columns, training=not self.swap) for row in rows]  # type: ignore[arg-type]
 
@@ -319,13 +319,13 @@ def _description(items: Sequence[Item], fields: Sequence[Fields], labels: list[A
     return found
 
 
-def _check_not_removed(row: Row) -> None:
+def _check_not_removed(rows: Sequence[Any]) -> None:
     """Check that a plain Trainer hasn't removed the texts.
 
     Raises:
         DataError: It has: nothing but a label is left.
     """
-    names = list(as_mapping(row))
+    names = list(as_mapping(rows[0]))
     if names and all(map(is_label, names)):
         raise DataError(
             f"A row has nothing but {names}. transformers.Trainer removes the columns that no model reads, and texts "

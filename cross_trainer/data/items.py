@@ -176,4 +176,6 @@ class StreamedItems(IterableDataset[Item]):
 
 def _shared_epoch() -> torch.Tensor:
     """-1, where nobody has said which pass it is; in shared memory, for workers that outlive a pass."""
-    return torch.full((), -1).share_memory_()  # type: ignore[no-untyped-call]
+    epoch = torch.full((), -1)
+    epoch.share_memory_()  # type: ignore[no-untyped-call]
+    return epoch

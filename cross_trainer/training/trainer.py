@@ -586,7 +586,8 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             assert output.metrics is not None
             loss = self.compute_loss_func(logits, torch.from_numpy(labels)).item()
             output.metrics[f"{metric_key_prefix}_loss"] = loss
-        return output._replace(predictions=None, label_ids=None) if loss_only else output
+        nothing: Any = None
+        return output._replace(predictions=nothing, label_ids=None) if loss_only else output
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as `transformers.Trainer` does; warn where the number that chooses the best checkpoint is NaN."""

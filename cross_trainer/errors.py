@@ -30,6 +30,10 @@ class DataError(CrossTrainerError, ValueError):
     """
 
 
+class NotFiniteError(CrossTrainerError, FloatingPointError):
+    """A loss or a gradient in training is NaN or infinite: the message names the step and the rows."""
+
+
 class ConfigurationError(CrossTrainerError, ValueError):
     """Arguments that contradict each other, the model or the data.
 

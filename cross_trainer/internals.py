@@ -5,6 +5,8 @@ A release of theirs may change any of them without notice: when one does, this f
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +19,19 @@ def attention_name(config: Any) -> str:
     """The attention that a config asks for; `attn_implementation` can be set under a public name but not read."""
     name: str = config._attn_implementation
     return name
+
+
+@contextlib.contextmanager
+def replaced(target: Any, **values: Any) -> Iterator[None]:
+    """Attributes of an object with other values for a while."""
+    before = {name: getattr(target, name) for name in values}
+    for name, value in values.items():
+        setattr(target, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(target, name, value)
 
 
 class AttentionConfig:
@@ -39,6 +54,11 @@ class AttentionConfig:
 def is_compiled(module: nn.Module) -> bool:
     """Whether `torch.compile` wraps a module or its call; torch has no public question for it."""
     return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether forward hooks are registered on a module; torch has no public question for it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def softmax_gradient(gradient: Tensor, weights: Tensor) -> Tensor:
@@ -97,16 +117,21 @@ class TrainerSeams(_Trainer):
         rows = self.rows_to_load(dataset, batch_size, is_training)
         if not hasattr(rows, "__getitem__"):
             sampler_fn = None
-        loader = super()._get_dataloader(rows, description, batch_size, sampler_fn, is_training, dataloader_key)
-        self.loader_made(loader, is_training)
+        with self.loading(rows, is_training):
+            loader = super()._get_dataloader(rows, description, batch_size, sampler_fn, is_training, dataloader_key)
+        self.loader_made(loader, rows, is_training)
         return loader
 
     def rows_to_load(self, dataset: Any, batch_size: int, is_training: bool) -> Any:  # noqa: ARG002
         """The rows to load for a data set."""
         return dataset
 
-    def loader_made(self, loader: DataLoader[Any], is_training: bool) -> None:
-        """Called with every dataloader once accelerate has prepared it."""
+    def loading(self, rows: Any, is_training: bool) -> contextlib.AbstractContextManager[None]:  # noqa: ARG002
+        """The context in which a dataloader over `rows` is made."""
+        return contextlib.nullcontext()
+
+    def loader_made(self, loader: DataLoader[Any], rows: Any, is_training: bool) -> None:
+        """Called with every dataloader over `rows` once accelerate has prepared it."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         """No argument of the Trainer sets the order of training."""
@@ -136,6 +161,31 @@ class TrainerSeams(_Trainer):
         """The last moment before the model is wrapped, also where `model_init` has just made it."""
         self.before_wrapping()
         return super()._prepare_for_training(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Callbacks aren't told which pass over the data begins, and only some dataloaders pass it on to the rows."""
+        self.pass_begins(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def pass_begins(self, epoch: int) -> None:
+        """Called before each pass over the training data, counted from 0."""
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Where to resume follows from the number of steps in a pass, which the Trainer doesn't know of a stream."""
+        return self.place_to_resume(*super()._init_training_state(*args, **kwargs))
+
+    def place_to_resume(self, epoch: int, batches: int) -> tuple[int, int]:
+        """The pass to go on with, and how many of its batches have been trained on."""
+        return epoch, batches
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        """The only moment between backward and the optimiser's step that knows the gradient's norm."""
+        norm = super()._get_grad_norm(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self.gradient_known(norm)
+        return norm
+
+    def gradient_known(self, norm: Any) -> None:
+        """Called with the norm of each update's gradient, a number or a tensor, before it is applied."""
 
     def before_wrapping(self) -> None:
         """Called before each training with `self.model` as it will be wrapped."""

@@ -14,7 +14,7 @@ import cross_trainer
 PACKAGE = Path(cross_trainer.__file__).parent
 HALL = ["errors", "internals"]
 ROOMS = {
-    "data": ["columns", "survey", "pairs", "collator", "grouping", "tables", "splits", "trec"],
+    "data": ["columns", "survey", "pairs", "items", "collator", "grouping", "tables", "splits", "trec"],
     "metrics": ["report", "pairs", "rankings", "evaluate_modules"],
     "saved": ["folder", "loading"],
     "execution": ["dropout", "attention", "padding_free", "token_budget", "view"],

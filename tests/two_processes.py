@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import weakref
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from conftest import build_model, build_tokenizer
-from training.test_trainer import arguments, lists, pairs
+from training.test_trainer import InfiniteLoss, arguments, lists, pairs, positives
 
-from cross_trainer import CrossEncoderTrainer, LambdaLoss
+from cross_trainer import CrossEncoderTrainer, LambdaLoss, PairCollator
+from cross_trainer.errors import NotFiniteError
+
+
+def squares(outputs, labels, num_items_in_batch=None):
+    """A loss that knows nothing of labels to ignore."""
+    return (outputs.logits.squeeze(-1) - labels).square().sum() / (num_items_in_batch or len(labels))
+
 
 CASES = {
     "pairs": (pairs(21), {}, None),
@@ -21,15 +30,52 @@ CASES = {
     "lists": (lists(11), {}, LambdaLoss()),
     "lists that leave a process without rows": (lists(9), {}, LambdaLoss()),
     "stream": (pairs(21).to_iterable_dataset(), {"max_steps": 5}, None),
+    "somebody's loss": (pairs(17), {}, squares),
+    "somebody's loss on a stream": (pairs(21).to_iterable_dataset(), {"max_steps": 5}, squares),
+    "negatives": (positives(11), {}, None),
+    "negatives, accumulated": (positives(11), {"gradient_accumulation_steps": 2}, None),
+    "negatives from a stream": (positives(11).to_iterable_dataset(), {"max_steps": 3}, None),
+    "swapped": (pairs(21), {"num_train_epochs": 2}, None),
+    "rows are dropped in training alone": (pairs(17), {"dataloader_drop_last": True}, None),
 }
+
+
+def check_stream(trainer, held_out, predicted) -> None:
+    """A stream is predicted like its rows, labelled or not, by somebody's metrics too."""
+    seen = []
+    trainer.plan = dataclasses.replace(trainer.plan, metrics=seen.append, chose_metrics=False)
+    trainer.compute_metrics = lambda evaluation: seen.append(evaluation) or {}
+    streamed = trainer.predict(held_out.to_iterable_dataset())
+    np.testing.assert_allclose(streamed.predictions, predicted.predictions, atol=1e-5)
+    np.testing.assert_array_equal(streamed.label_ids, predicted.label_ids)
+    assert len(seen[-1].predictions) == len(seen[-1].label_ids) == 7
+    label = "labels" if "labels" in held_out.column_names else "label"
+    unlabelled = trainer.predict(held_out.remove_columns(label).to_iterable_dataset())
+    assert unlabelled.label_ids is None
+    np.testing.assert_allclose(unlabelled.predictions, predicted.predictions, atol=1e-5)
+
+
+def check_stop(folder, processes) -> None:
+    """All processes stop where the loss of one of them is infinite, and name the rows of that one."""
+    trainer = CrossEncoderTrainer(
+        build_model(),
+        arguments(folder, per_device_train_batch_size=8 // processes, train_sampling_strategy="sequential"),
+        train_dataset=pairs(16),
+        processing_class=build_tokenizer(),
+        compute_loss_func=InfiniteLoss(),
+    )
+    rows = ", ".join(map(str, range(8 // processes)))
+    with pytest.raises(NotFiniteError, match=rf"Step 1: The loss is inf.*held the rows {rows}\."):
+        trainer.train()
 
 
 def main(folder: Path) -> None:
     processes = int(__import__("os").environ["WORLD_SIZE"])
     results = {"world_size": processes}
+    check_stop(folder, processes)
     for name, (dataset, options, loss) in CASES.items():
         size = 8 // processes // options.get("gradient_accumulation_steps", 1)
-        held_out = lists(7) if loss else pairs(7)
+        held_out = lists(7) if name.startswith("lists") else positives(7) if "negatives" in name else pairs(7)
         sampling = "sequential" if "stream" in name else "random"
         trainer = CrossEncoderTrainer(
             build_model(),
@@ -43,7 +89,9 @@ def main(folder: Path) -> None:
             ),
             train_dataset=dataset,
             eval_dataset=held_out,
-            processing_class=build_tokenizer(),
+            data_collator=PairCollator(
+                build_tokenizer(), swap=name == "swapped", in_batch_negatives=3 if "negatives" in name else 0
+            ),
             compute_loss_func=loss,
         )
         before = trainer.evaluate()
@@ -52,6 +100,8 @@ def main(folder: Path) -> None:
         after = trainer.evaluate()
         predicted = trainer.predict(held_out)
         assert len(predicted.predictions) == 7
+        if "negatives" not in name:
+            check_stream(trainer, held_out, predicted)
         state = torch.cat(
             [parameter.detach().flatten() for parameter in trainer.accelerator.unwrap_model(trainer.model).parameters()]
         )

@@ -144,8 +144,8 @@ def read_config(path: str | Path, kind: type[RecipeArguments]) -> list[str]:
     return argv
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """A model's tokenizer.
+def load_tokenizer(name: str, **source: Any) -> PreTrainedTokenizerBase:
+    """A model's tokenizer; `source` are arguments of `from_pretrained` that say where to load from.
 
     Raises:
         ConfigurationError: The model is neither a folder nor on the Hub, or the Hub can't be reached.
@@ -153,7 +153,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, **source)
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"--model {name!r} isn't the folder of a model, and the Hub can't be reached or doesn't have it. "
@@ -199,7 +199,8 @@ def _show_scores(trainer: CrossEncoderTrainer, rows: Dataset) -> str:
     from cross_trainer.scoring.cross_encoder import CrossEncoder
 
     columns = resolve_columns(rows, getattr(trainer.data_collator, "columns", None))
-    model = CrossEncoder(str(trainer.args.output_dir))
+    is_remote = bool(getattr(trainer.accelerator.unwrap_model(trainer.model).config, "auto_map", None))
+    model = CrossEncoder(str(trainer.args.output_dir), trust_remote_code=is_remote)  # it has been run already
     pairs = []
     for row in rows.select(range(min(3, len(rows)))):
         document = row[columns.documents[0]]

@@ -17,12 +17,13 @@ import typer
 import cross_trainer
 from cross_trainer.commands.arguments import RecipeArguments, finish, load_tokenizer
 from cross_trainer.data.columns import resolve_columns
+from cross_trainer.data.grouping import DOCUMENTS, LABELS, group_by_query
 from cross_trainer.data.splits import load_splits
 from cross_trainer.data.tables import require_columns
 from cross_trainer.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
     from transformers import TrainingArguments
 
     from cross_trainer.training.trainer import CrossEncoderTrainer
@@ -68,6 +69,10 @@ class TrainArguments(RecipeArguments):
     truncation: Literal["longest_first", "only_first", "only_second"] | None = field(
         default=None, metadata={"help": "Which text of a long pair is cut. Default: as the model was trained."}
     )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run Python code from the model's folder or repository."}
+    )
     dry_run: bool = field(default=False, metadata={"help": "Print what the training would do, and end."})
     in_batch_negatives: int = field(
         default=0, metadata={"help": "Positives of other rows to train each row (query, positive) against."}
@@ -88,21 +93,29 @@ def train_model(arguments: TrainArguments, training_arguments: TrainingArguments
         raise ConfigurationError("--dataset is missing: a file, a folder or the id of a data set on the Hub.")
     splits = load_splits(arguments.dataset, arguments.dataset_config, training_arguments.seed, arguments.columns())
     check_columns(arguments.dataset, splits["train"], arguments.columns(), arguments.in_batch_negatives)
+    loss = None if arguments.loss is None else make_loss(arguments.loss)
+    columns = arguments.columns()
+    if getattr(loss, "couples_rows", False):
+        splits, columns = grouped(splits, columns)
+    given = {"revision": arguments.model_revision, "trust_remote_code": arguments.trust_remote_code or None}
+    source = {name: value for name, value in given.items() if value is not None}
     options: dict[str, Any] = {
         "train_dataset": splits["train"],
         "eval_dataset": splits["validation"],
         "data_collator": default_collator(
             arguments.model,
-            load_tokenizer(arguments.model),
+            load_tokenizer(arguments.model, **source),
             arguments.truncation,
+            source,
             max_length=arguments.max_length,
-            columns=arguments.columns(),
+            columns=columns,
             swap=arguments.swap,
             in_batch_negatives=arguments.in_batch_negatives,
         ),
-        "compute_loss_func": None if arguments.loss is None else make_loss(arguments.loss),
+        "compute_loss_func": loss,
         "padding_free": arguments.padding_free,
         "max_tokens": arguments.max_tokens,
+        "model_kwargs": source,
     }
     if arguments.dry_run:
         smoothing, device = training_arguments.label_smoothing_factor, training_arguments.device.type
@@ -112,6 +125,22 @@ def train_model(arguments: TrainArguments, training_arguments: TrainingArguments
     _choose_best_by(trainer)
     trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint)
     finish(trainer, splits)
+
+
+def grouped(splits: DatasetDict, columns: tuple[str, ...] | None) -> tuple[DatasetDict, tuple[str, ...] | None]:
+    """Splits for a loss over the documents of a query: judged pairs are brought together by their query.
+
+    Returns:
+        The splits, and the columns to name: those of lists are found by their names.
+    """
+    from datasets import DatasetDict
+
+    found = resolve_columns(splits["train"], columns)
+    if found.shape != "pair" or found.label is None:
+        return splits, columns
+    lists = DatasetDict({name: group_by_query(rows, columns) for name, rows in splits.items()})
+    logger.info("%d pairs are brought together as %d queries.", len(splits["train"]), len(lists["train"]))
+    return lists, (found.query, DOCUMENTS, LABELS)
 
 
 def make_loss(written: str) -> Any:

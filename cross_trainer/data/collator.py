@@ -10,14 +10,28 @@ Shapes: P pairs, L tokens of a padded row, C classes, G groups (queries), D docu
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+import math
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch.utils.data import get_worker_info
 
-from cross_trainer.data.columns import IGNORED_LABEL, Columns, Row, as_mapping, check_text, is_list, resolve_columns
+from cross_trainer.data.columns import (
+    IGNORED_LABEL,
+    Columns,
+    Row,
+    Rows,
+    as_mapping,
+    check_text,
+    is_label,
+    is_list,
+    plain,
+    resolve_columns,
+)
+from cross_trainer.data.items import Item, MappedItems
 from cross_trainer.data.pairs import (
     Features,
     Pair,
@@ -32,28 +46,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Fields: TypeAlias = "Mapping[str, Any] | None"  # a row by its columns; None fills a batch up
+Texts: TypeAlias = "tuple[str, list[str]]"  # a query and its documents
 
 _UNBOUNDED = 1_000_000  # tokenizers without a limit of their own carry a huge number instead
 _MODEL_INPUTS = ("input_ids", "token_type_ids", "attention_mask", "position_ids")
 _COUNTED = ("pairs", "tokens", "padding", "truncated")
 _MAX_WORKERS = 256
 
+ROW_NUMBERS = "row_numbers"
+"""[G] the places of a batch's rows in their data set, -1 where unknown; empty for a batch that only fills up."""
 
-@dataclass(frozen=True)
-class Item:
-    """A row on its way from a data set whose columns are known to the collator.
-
-    Args:
-        row: None fills a batch up and counts for nothing: an empty pair whose labels are all -100.
-        columns: What the row's columns are for.
-        number: The row's place in its data set, for messages.
-        training: Whether the collator's `swap` applies, and whether the row counts in its statistics.
-    """
-
-    row: Row | None
-    columns: Columns
-    number: int | None = None
-    training: bool = True
+NUM_DOCUMENTS = "num_documents"
+"""[G] how many documents each query of an unlabelled batch has."""
 
 
 class PairCollator:
@@ -80,11 +84,14 @@ class PairCollator:
         pad_to_multiple_of: Round the padded length up to a multiple of this.
         columns: Names `(first text, second text)` or `(first text, second text, label)`, or `Columns`. Default:
             resolved from the first row of the first batch, see `cross_trainer.data.columns`.
-        swap: Present each pair in either order with probability one half. For training on symmetric tasks;
-            `for_dataset` switches it off for evaluation.
-        in_batch_negatives: Add so many documents of other rows of the batch to each query, as negatives, for rows
-            `(query, positive, ...)` without a label. Never a document that the query has itself, nor one of a row with
-            the same query. Queries with fewer eligible documents get fewer.
+        swap: In training, present each pair in either order with probability one half, for symmetric tasks. Evaluation
+            never swaps. `CrossEncoderTrainer` knows which rows it trains on; for any other trainer, mark them with
+            `for_training`.
+        in_batch_negatives: For rows `(query, positive, ...)` without a label, give each query up to this many positives
+            of other rows as negatives. Never a document that the query has itself, nor one of a row with the same
+            query. Queries with fewer eligible documents get fewer. `CrossEncoderTrainer` draws them from all rows of
+            an update, over accumulated batches and processes, and in an evaluation from all rows of the set. Elsewhere,
+            and in evaluations of streams, they come from the batch alone, so they depend on its size.
 
     Raises:
         ConfigurationError: An argument is out of its range, at construction.
@@ -118,6 +125,8 @@ class PairCollator:
         self.columns = columns
         self.swap = swap
         self.in_batch_negatives = in_batch_negatives
+        self.describes_rows = False
+        self._marked = False
         self._counts = _shared_counts()
 
     def __repr__(self) -> str:
@@ -132,11 +141,34 @@ class PairCollator:
         limit = self.max_length if self.max_length is not None else self.tokenizer.model_max_length
         return limit if limit < _UNBOUNDED else None
 
-    def with_limit(self, max_length: int | None) -> PairCollator:
-        """This collator with another `max_length`; both count into the same statistics."""
-        limited = copy.copy(self)
-        limited.max_length = max_length
-        return limited
+    def as_planned(self, max_length: int | None) -> PairCollator:
+        """This collator for `CrossEncoderTrainer`: with another `max_length`, and rows named in their batches.
+
+        Batches have two more entries that no model reads: `ROW_NUMBERS`, and `NUM_DOCUMENTS` for lists without labels.
+        Both collators count into the same statistics.
+        """
+        planned = copy.copy(self)
+        planned.max_length = max_length
+        planned.describes_rows = True
+        return planned
+
+    def for_training(self, dataset: Rows, seed: int = 0) -> MappedItems:
+        """Rows marked as training rows, for a Trainer that doesn't mark them: only these are swapped.
+
+            collator = PairCollator(tokenizer, swap=True)
+            Trainer(..., train_dataset=collator.for_training(rows), eval_dataset=held_out, data_collator=collator)
+
+        Args:
+            dataset: A data set with a length.
+            seed: Decides with the pass over the data and a row's number whether the row is swapped.
+
+        Raises:
+            DataError: The columns can't be resolved, see `cross_trainer.data.columns`.
+        """
+        self._marked = True
+        if not isinstance(self.columns, Columns):
+            self.columns = resolve_columns(dataset, self.columns, self.in_batch_negatives)
+        return MappedItems(dataset, self.columns, training=True, seed=seed)
 
     def statistics(self) -> dict[str, int]:
         """How many `pairs`, real `tokens`, `padding` tokens and `truncated` pairs all workers have collated so far."""
@@ -148,60 +180,90 @@ class PairCollator:
         Returns:
             `input_ids` and `attention_mask` [P, L] and what else the tokenizer gives, with `labels` where rows have
             them: [P], [P, C] for several labels at once, or [G, D] padded with -100 for queries with several documents,
-                whose pairs are
-            flat, query by query. `num_relevant` [G] where rows have that column.
+            whose pairs are flat, query by query. `num_relevant` [G] where rows have that column.
         """
         items = self._items(rows)
         columns, training = items[0].columns, items[0].training
-        fields = [None if item.row is None else as_mapping(item.row) for item in items]
-        places = ["" if item.number is None else f", row {item.number}" for item in items]
+        fields, places = [_fields(item) for item in items], [_place(item) for item in items]
         labels = read_labels(fields, columns, places)
         truncated: Sequence[bool] = ()
         if columns.shape == "tokens":
             features = self._tokenised(fields, columns)
         else:
-            queries, documents = read_texts(fields, columns, places)
-            if self.in_batch_negatives and labels is not None and columns.shape == "tuple" and columns.label is None:
-                self._add_negatives(queries, documents, labels)
-            pairs = flat_pairs(queries, documents)
-            encoded = encode_pairs(
-                self.tokenizer, self._swapped(pairs) if training else pairs, self.length_limit, self.truncation
-            )
+            texts = read_texts(fields, columns, places)
+            if labels is not None and self.adds_negatives(columns):
+                drawn = self.negatives(texts, range(len(texts)))
+                for at, (item, found) in enumerate(zip(items, drawn, strict=True)):
+                    more = found if item.negatives is None else item.negatives
+                    texts[at] = (texts[at][0], [*texts[at][1], *more])
+                    labels[at] = [*labels[at], *[0.0] * len(more)]
+            pairs = self._swapped(items, texts) if training and self.swap else flat_pairs(texts)
+            encoded = encode_pairs(self.tokenizer, pairs, self.length_limit, self.truncation)
             features, truncated = encoded.features, encoded.truncated
         batch = pad_pairs(self.tokenizer, features, width=self._width(features))
         if training:
             self._count(batch["attention_mask"], sum(truncated))
-        return batch | targets(fields, labels, columns)
+        batch |= targets(fields, labels, columns)
+        return batch | (_description(items, fields, labels) if self.describes_rows else {})
+
+    def read_texts(self, items: Sequence[Item]) -> list[Texts]:
+        """Each item's query and documents; no documents for an item without a row.
+
+        Raises:
+            DataError: One isn't a text; the message names the column and the row.
+        """
+        return read_texts([_fields(item) for item in items], items[0].columns, [_place(item) for item in items])
+
+    def negatives(self, texts: Sequence[Texts], own: Iterable[int]) -> Iterator[tuple[str, ...]]:
+        """Up to `in_batch_negatives` positives of other rows for each query, in the order of rows from the query on.
+
+        Args:
+            texts: Queries and documents of all rows to draw from.
+            own: The places of the rows whose negatives to draw.
+        """
+        known: dict[str, set[str]] = {}
+        for query, documents in texts:
+            known.setdefault(query, set()).update(documents)
+        for place in own:
+            query, documents = texts[place]
+            added: dict[str, None] = {}
+            for other in itertools.chain(range(place + 1, len(texts)), range(place)):
+                if len(added) == self.in_batch_negatives or not documents:
+                    break
+                added.update(dict.fromkeys(text for text in texts[other][1][:1] if text not in known[query]))
+            yield tuple(added)
+
+    def adds_negatives(self, columns: Columns) -> bool:
+        """Whether queries of such rows get negatives."""
+        return self.in_batch_negatives > 0 and columns.shape == "tuple" and columns.label is None
 
     def _items(self, rows: Sequence[Row | Item]) -> list[Item]:
+        """The rows as items, without those that only fill the batch up; one of those if there is nothing else."""
         items = [row for row in rows if isinstance(row, Item)]
         if items:
-            return items
+            return [item for item in items if item.row is not None] or items[:1]
+        if self.swap and not self._marked:
+            raise ConfigurationError(
+                "swap=True is for training alone, and this collator can't tell these rows from those of an evaluation. "
+                "Give the Trainer train_dataset=collator.for_training(rows), or train with CrossEncoderTrainer."
+            )
         if not isinstance(self.columns, Columns):  # nobody has resolved them: the first batch tells
+            _check_not_removed(rows)
             self.columns = resolve_columns(rows, self.columns, self.in_batch_negatives)
-        return [Item(row, self.columns) for row in rows]  # type: ignore[arg-type]
+        return [Item(row, self.columns, training=not self.swap) for row in rows]  # type: ignore[arg-type]
 
-    def _swapped(self, pairs: list[Pair]) -> list[Pair]:
-        if not self.swap:
-            return pairs
-        # torch's generator, because dataloaders seed it in every worker.
-        order = torch.rand(len(pairs)).lt(0.5).tolist()
-        return [pair[::-1] if swapped else pair for pair, swapped in zip(pairs, order, strict=True)]
-
-    def _add_negatives(self, queries: list[str], documents: list[list[str]], labels: list[Any]) -> None:
-        """Give each query up to `in_batch_negatives` positives of other rows, in their order from the query on."""
-        positives = [texts[0] if texts else None for texts in documents]
-        known: dict[str, set[str]] = {}
-        for query, texts in zip(queries, documents, strict=True):
-            known.setdefault(query, set()).update(texts)
-        for index, query in enumerate(queries):
-            if positives[index] is None:
-                continue
-            order = (positives[(index + step) % len(positives)] for step in range(1, len(positives)))
-            eligible = dict.fromkeys(text for text in order if text is not None and text not in known[query])
-            added = list(eligible)[: self.in_batch_negatives]
-            documents[index] = documents[index] + added
-            labels[index] = labels[index] + [0.0] * len(added)
+    def _swapped(self, items: Sequence[Item], texts: Sequence[Texts]) -> list[Pair]:
+        """The pairs, each in an order drawn for its item."""
+        pairs = []
+        for item, (query, documents) in zip(items, texts, strict=True):
+            if item.seed is None:  # torch's generator, because dataloaders seed it in every worker
+                order = torch.rand(len(documents)).lt(0.5).tolist()
+            else:
+                draw = random.Random(item.seed)  # noqa: S311
+                order = [draw.random() < 0.5 for _ in documents]
+            drawn = zip(documents, order, strict=True)
+            pairs += [(text, query) if swapped else (query, text) for text, swapped in drawn]
+        return pairs or [("", "")]
 
     def _tokenised(self, rows: Sequence[Fields], columns: Columns) -> Features:
         """The features of rows that are tokenised already; an empty pair in place of None."""
@@ -238,6 +300,40 @@ def _shared_counts() -> torch.Tensor:
     return counts
 
 
+def _fields(item: Item) -> Fields:
+    return None if item.row is None else as_mapping(item.row)
+
+
+def _place(item: Item) -> str:
+    """What ends the name of a column in messages about an item."""
+    return "" if item.number is None else f", row {item.number}"
+
+
+def _description(items: Sequence[Item], fields: Sequence[Fields], labels: list[Any] | None) -> dict[str, torch.Tensor]:
+    """What `CrossEncoderTrainer` wants to know of a batch's rows."""
+    numbers = [-1 if item.number is None else item.number for item in items if item.row is not None]
+    found = {ROW_NUMBERS: torch.tensor(numbers, dtype=torch.long)}
+    columns = items[0].columns
+    if labels is None and columns.grouped:
+        counts = [0 if row is None else len(row[columns.documents[0]]) for row in fields]
+        found[NUM_DOCUMENTS] = torch.tensor(counts)
+    return found
+
+
+def _check_not_removed(rows: Sequence[Any]) -> None:
+    """Check that a plain Trainer hasn't removed the texts.
+
+    Raises:
+        DataError: It has: nothing but a label is left.
+    """
+    names = list(as_mapping(rows[0]))
+    if names and all(map(is_label, names)):
+        raise DataError(
+            f"A row has nothing but {names}. transformers.Trainer removes the columns that no model reads, and texts "
+            "are among them: pass remove_unused_columns=False to TrainingArguments, or use CrossEncoderTrainer."
+        )
+
+
 # -- rows to pairs and labels ------------------------------------------------------------------------------------------
 
 
@@ -257,30 +353,28 @@ def pairs_and_labels(rows: Sequence[Row], columns: Columns) -> tuple[list[Pair],
     """
     fields = [as_mapping(row) for row in rows]
     places = [f", row {number}" for number in range(len(fields))]
-    return flat_pairs(*read_texts(fields, columns, places)), targets(
-        fields, read_labels(fields, columns, places), columns
-    )
+    labels = read_labels(fields, columns, places)
+    return flat_pairs(read_texts(fields, columns, places)), targets(fields, labels, columns)
 
 
-def read_texts(rows: Sequence[Fields], columns: Columns, places: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+def read_texts(rows: Sequence[Fields], columns: Columns, places: Sequence[str]) -> list[Texts]:
     """The query and the documents of every row. `places` end the name of a column in messages: ", row 7"."""
-    queries, documents = [], []
+    texts = []
     for row, place in zip(rows, places, strict=True):
         if row is None:
-            queries.append("")
-            documents.append([""] if columns.shape == "pair" else [])
+            texts.append(("", [""] if columns.shape == "pair" else []))
             continue
-        queries.append(check_text(row.get(columns.query), f"Column {columns.query!r}{place}"))
+        query = check_text(row.get(columns.query), f"Column {columns.query!r}{place}")
         named = [(name, row.get(name)) for name in columns.documents]
         if columns.shape == "list":
-            named = [(name, text) for name, texts in named for text in texts or ()]
-        documents.append([check_text(text, f"Column {name!r}{place}") for name, text in named])
-    return queries, documents
+            named = [(name, text) for name, given in named for text in given or ()]
+        texts.append((query, [check_text(text, f"Column {name!r}{place}") for name, text in named]))
+    return texts
 
 
-def flat_pairs(queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[Pair]:
+def flat_pairs(texts: Sequence[Texts]) -> list[Pair]:
     """Each query with each of its documents, query by query; an empty pair if there are none."""
-    pairs = [(query, text) for query, texts in zip(queries, documents, strict=True) for text in texts]
+    pairs = [(query, text) for query, documents in texts for text in documents]
     return pairs or [("", "")]  # a model needs something to read
 
 
@@ -296,10 +390,12 @@ def _label(row: Fields, columns: Columns, place: str) -> Any:
         return [] if columns.grouped else None
     if columns.label is None:
         return [1.0] + [0.0] * (len(columns.documents) - 1)
-    value = row[columns.label]
-    label = columns.encode(value.tolist() if hasattr(value, "tolist") else value)
-    if label is None:
-        raise DataError(f"Column {columns.label!r}{place}: no label in {short(dict(row))}. Filter such rows out.")
+    label = columns.encode(plain(row[columns.label]), place)
+    for entry in label if is_list(label) else (label,):
+        if entry is None:
+            raise DataError(f"Column {columns.label!r}{place}: no label in {short(dict(row))}. Filter such rows out.")
+        if not math.isfinite(entry):
+            raise DataError(f"Column {columns.label!r}{place}: label {entry} is not finite. Filter such rows out.")
     if columns.grouped:  # a margin is a number, and only the difference of the two labels counts
         return list(label) if is_list(label) else [label, 0.0]
     return label

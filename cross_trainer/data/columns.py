@@ -136,19 +136,29 @@ class Columns:
         """A row is a query with several documents, so labels are [G, D]."""
         return self.shape in {"list", "tuple"}
 
-    def encode(self, value: Any) -> Any:
+    def encode(self, value: Any, place: str = "") -> Any:
         """A label as the model counts it: class names become ids, integers are translated by name, numbers stay.
 
+        Args:
+            value: The label.
+            place: What ends the column's name in a message: ", row 7".
+
         Raises:
-            DataError: The class name is unknown to the model.
+            DataError: The class name is unknown to the model, or an integer is no index of the data's classes.
         """
         if isinstance(value, list | tuple):
-            return [self.encode(entry) for entry in value]
+            return [self.encode(entry, place) for entry in value]
+        where = f"Column {self.label!r}{place}"
         if isinstance(value, str):
             if self.label2id is None or value not in self.label2id:
-                raise DataError(unknown_class(self.label, None, value, self.label2id))
+                raise DataError(unknown_class(where, value, self.label2id))
             return self.label2id[value]
-        if self.class_names is not None and self.label2id is not None and not isinstance(value, float):
+        if self.class_names is not None and self.label2id is not None and isinstance(value, int):
+            if not 0 <= value < len(self.class_names):
+                raise DataError(
+                    f"{where}: label {value} is no index of the classes {list(self.class_names)}. Filter such rows out "
+                    "(-1 often means no label)."
+                )
             return self.label2id[self.class_names[value]]
         return value
 
@@ -186,7 +196,7 @@ def as_mapping(row: Row) -> Mapping[str, Any]:
         DataError: The row is neither a mapping nor `(a, b)`, `(a, b, label)` or an example with two texts.
     """
     if isinstance(row, Mapping):
-        return row
+        return row if not any(map(_has_arrays, row.values())) else {name: plain(row[name]) for name in row}
     if _is_example(row):
         texts, label = row.texts, [] if row.label is None else [row.label]  # type: ignore[union-attr]
     elif isinstance(row, Sequence) and not isinstance(row, str):
@@ -198,7 +208,7 @@ def as_mapping(row: Row) -> Mapping[str, Any]:
             f"A row is {short(row)}. Expected a dict, a tuple (a, b) or (a, b, label), or InputExample(texts=[a, b], "
             "label=...). For more texts in a row use dicts, whose keys name the columns."
         )
-    return dict(zip(("text_1", "text_2", "label"), (*texts, *label), strict=False))
+    return dict(zip(("text_1", "text_2", "label"), (*texts, *map(plain, label)), strict=False))
 
 
 def resolve_columns(
@@ -452,6 +462,11 @@ def describe_columns(columns: Columns, names: Iterable[str]) -> str:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
+def _has_arrays(value: Any) -> bool:
+    """Whether a value is of NumPy's or torch's types, or a list that starts with one."""
+    return hasattr(value, "tolist") or (isinstance(value, list | tuple) and bool(value) and hasattr(value[0], "tolist"))
+
+
 def _is_example(row: Any) -> bool:
     return hasattr(row, "texts") and hasattr(row, "label")
 
@@ -498,15 +513,42 @@ def iterate(dataset: Rows) -> Iterator[Row]:
     dataset = plain_rows(dataset)
     if not hasattr(dataset, "__iter__"):
         return (dataset[index] for index in range(len(dataset)))
-    return iter(dataset)
+    return iter(unformatted(dataset))
+
+
+def unformatted(dataset: Rows) -> Rows:
+    """A data set whose rows are plain Python, whatever its format; a transform of the user's own stays."""
+    if not hasattr(dataset, "with_format") or is_transformed(dataset):
+        return dataset
+    return dataset.with_format(None)
+
+
+def is_transformed(dataset: Rows) -> bool:
+    """Whether rows are made by `Dataset.set_transform`, which may give them other columns than the table has."""
+    given = getattr(dataset, "format", None)
+    return isinstance(given, Mapping) and given.get("type") == "custom"
+
+
+def select(dataset: Rows, columns: Columns) -> Rows:
+    """A mapped `datasets.Dataset` with the columns that count; any other data set as it is."""
+    is_table = hasattr(dataset, "select_columns") and not is_stream(dataset) and not is_transformed(dataset)
+    return dataset.select_columns(columns.names) if is_table and columns.shape != "tokens" else dataset
+
+
+def plain(value: Any) -> Any:
+    """A value without NumPy's or torch's types: arrays become lists, numbers Python's own."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, list | tuple) and any(hasattr(entry, "tolist") for entry in value):
+        return [plain(entry) for entry in value]
+    return value
 
 
 # -- messages ----------------------------------------------------------------------------------------------------------
 
 
-def unknown_class(name: str | None, row: int | None, value: str, known: Mapping[str, int] | None) -> str:
-    """The message for a class name that has no id."""
-    where = f"Column {name!r}, row {row}" if row is not None else f"Column {name!r}"
+def unknown_class(where: str, value: str, known: Mapping[str, int] | None) -> str:
+    """The message for a class name that has no id. `where` is its place: "Column 'label', row 3"."""
     if known is None:
         return (
             f"{where}: label {value!r} is a class name, and no ids of classes are known. Let CrossEncoderTrainer "

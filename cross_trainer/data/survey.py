@@ -18,11 +18,15 @@ from typing import Any
 from cross_trainer.data.columns import (
     IGNORED_LABEL,
     Columns,
+    Row,
     Rows,
     as_mapping,
     check_text,
     is_list,
+    is_transformed,
     iterate,
+    plain,
+    unformatted,
     unknown_class,
 )
 from cross_trainer.errors import DataError, short
@@ -74,13 +78,7 @@ def survey(dataset: Rows, columns: Columns) -> Survey:
     """
     found = Survey()
     for start, batch in read_batches(dataset, columns.names):
-        for name in (columns.query, *columns.documents) if columns.shape != "tokens" else ():
-            found.empty_texts += _check_texts(
-                batch[name], name, start, listed=columns.shape == "list" and name != columns.query
-            )
-        if columns.label is not None:
-            _check_labels(batch, columns, start, found)
-        found.rows += len(batch[columns.query])
+        _look(batch, columns, start, found)
     if not found.rows:
         raise DataError(
             "The data set is empty: it has no row to train or evaluate on. Check the split and the filters."
@@ -98,6 +96,89 @@ def survey(dataset: Rows, columns: Columns) -> Survey:
     return found
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What labels a loss can be computed on.
+
+    Attributes:
+        low: The lowest.
+        high: The highest.
+        remedy: What to do about others; the end of a message.
+        whole: Whether they must be integers, or numbers without a fraction.
+    """
+
+    low: float
+    high: float
+    remedy: str
+    whole: bool = False
+
+    def check(self, value: Any, where: str, found: str = "") -> None:
+        """Check a row's label or labels.
+
+        Raises:
+            DataError: One lies outside; the message starts with `where` and has `found` before the remedy.
+        """
+        for entry in _flat(value):
+            if isinstance(entry, str):
+                continue
+            if not self.low <= entry <= self.high:
+                span = f"[{self.low:g}, {self.high:g}]"
+                raise DataError(f"{where}: label {short(entry)} is outside {span}{found}. {self.remedy}")
+            if self.whole and entry != int(entry):
+                raise DataError(f"{where}: label {short(entry)} is no class. {self.remedy}")
+
+
+class RowCheck:
+    """Check the rows of a stream as they go by, like `survey` those of a mapped data set.
+
+        >>> from cross_trainer.data.columns import resolve_columns
+        >>> rows = [{"a": "one", "b": "uno", "label": 1.0}]
+        >>> columns = resolve_columns(rows)
+        >>> check = RowCheck(columns, survey(rows, columns), Limits(0, 1, "Scale the labels."))
+        >>> check({"a": "two", "b": "dos", "label": 5.0}, 1000)
+        Traceback (most recent call last):
+        cross_trainer.errors.DataError: Column 'label', row 1000: label 5.0 is outside [0, 1]. Scale the labels.
+
+    Args:
+        columns: What the stream's columns are for.
+        found: What reading its first rows found.
+        limits: What labels the loss can be computed on; None for any.
+    """
+
+    def __init__(self, columns: Columns, found: Survey, limits: Limits | None) -> None:
+        numbers = found.kind in {"binary", "real"} or (found.kind == "class" and not found.names)
+        self.columns = columns
+        self.limits = limits
+        self.seen = Survey(kind="number" if numbers else found.kind, width=found.width)
+
+    def __call__(self, row: Row, number: int) -> None:
+        """Check a row.
+
+        Raises:
+            DataError: As `survey` does, or because a label is outside the limits or an unknown class.
+        """
+        columns = self.columns
+        batch = _transpose([as_mapping(row)], columns.names, number)
+        _look(batch, columns, number, self.seen)
+        if columns.label is None:
+            return
+        label, place = batch[columns.label][0], f", row {number}"
+        if self.limits is not None:
+            self.limits.check(label, f"Column {columns.label!r}{place}")
+        if columns.label2id is not None:
+            columns.encode(label, place)
+
+
+def _look(batch: Mapping[str, list[Any]], columns: Columns, start: int, found: Survey) -> None:
+    """Check a batch of rows and widen what is known of them."""
+    for name in (columns.query, *columns.documents) if columns.shape != "tokens" else ():
+        listed = columns.shape == "list" and name != columns.query
+        found.empty_texts += _check_texts(batch[name], name, start, listed=listed)
+    if columns.label is not None:
+        _check_labels(batch, columns, start, found)
+    found.rows += len(batch[columns.query])
+
+
 def check_range(dataset: Rows, columns: Columns, found: Survey, low: float, high: float, remedy: str) -> None:
     """Check that numeric labels lie in [low, high].
 
@@ -107,14 +188,10 @@ def check_range(dataset: Rows, columns: Columns, found: Survey, low: float, high
     if found.minimum >= low and found.maximum <= high:
         return
     assert columns.label is not None
+    limits, span = Limits(low, high, remedy), f"; the labels range from {found.minimum:g} to {found.maximum:g}"
     for start, batch in read_batches(dataset, [columns.label]):
-        for offset, value in enumerate(batch[columns.label]):
-            outside = [entry for entry in _flat(value) if not low <= entry <= high]
-            if outside:
-                raise DataError(
-                    f"Column {columns.label!r}, row {start + offset}: label {short(outside[0])} is outside "
-                    f"[{low:g}, {high:g}]; the labels range from {found.minimum:g} to {found.maximum:g}. {remedy}"
-                )
+        for row, value in enumerate(batch[columns.label], start):
+            limits.check(value, f"Column {columns.label!r}, row {row}", span)
 
 
 def check_classes(dataset: Rows, columns: Columns, found: Survey, num_labels: int) -> None:
@@ -126,8 +203,8 @@ def check_classes(dataset: Rows, columns: Columns, found: Survey, num_labels: in
     if found.class_names is not None and columns.label2id is not None:
         unknown = [name for name in found.class_names if name not in columns.label2id]
         if unknown:
-            row = _first_row_with(dataset, columns, unknown[0])
-            raise DataError(unknown_class(columns.label, row, unknown[0], columns.label2id))
+            where = f"Column {columns.label!r}, row {_first_row_with(dataset, columns, unknown[0])}"
+            raise DataError(unknown_class(where, unknown[0], columns.label2id))
     if not found.names:
         count = len(found.class_names) if found.class_names is not None else num_labels
         remedy = (
@@ -145,7 +222,7 @@ def text_lengths(dataset: Rows, columns: Columns) -> list[int]:
     names = [columns.query, *columns.documents]
     for _, batch in read_batches(dataset, names):
         per_column = [
-            [sum(map(len, value)) if isinstance(value, list) else len(value) for value in batch[name]] for name in names
+            [sum(map(len, value)) if is_list(value) else len(value) for value in batch[name]] for name in names
         ]
         lengths.extend(map(sum, zip(*per_column, strict=True)))
     return lengths
@@ -153,9 +230,9 @@ def text_lengths(dataset: Rows, columns: Columns) -> list[int]:
 
 def read_batches(dataset: Rows, names: list[str]) -> Iterator[tuple[int, Mapping[str, list[Any]]]]:
     """(index of the first row, {column: values}) of `BATCH_ROWS` rows at a time."""
-    if hasattr(dataset, "select_columns") and hasattr(dataset, "with_format"):
-        plain = dataset.with_format(None).select_columns(names)
-        for number, batch in enumerate(plain.iter(batch_size=BATCH_ROWS)):
+    if hasattr(dataset, "select_columns") and hasattr(dataset, "with_format") and not is_transformed(dataset):
+        table = unformatted(dataset).select_columns(names)
+        for number, batch in enumerate(table.iter(batch_size=BATCH_ROWS)):
             yield number * BATCH_ROWS, batch
         return
     start, rows = 0, []
@@ -207,7 +284,7 @@ def _check_labels(batch: Mapping[str, list[Any]], columns: Columns, start: int, 
     name = columns.label
     for offset, value in enumerate(batch[name]):
         row = start + offset
-        label = value.tolist() if hasattr(value, "tolist") else value
+        label = plain(value)
         if isinstance(label, str):
             found.names.add(label)
         kind = "class" if isinstance(label, str) else "multi" if is_list(label) else "number"

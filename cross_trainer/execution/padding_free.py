@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from cross_trainer.errors import ConfigurationError, UnsupportedModelError
 from cross_trainer.execution.attention import Kernel, Layout, flat_attention
 from cross_trainer.execution.dropout import CpuDropout, exchange_class
-from cross_trainer.internals import AttentionConfig, attention_name
+from cross_trainer.internals import AttentionConfig, attention_name, has_hooks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -151,6 +151,9 @@ def enable_padding_free(model: nn.Module, kernel: Kernel | None = None) -> Paddi
     cache or embeddings as inputs are asked for, or while the model is traced. On CPUs, training takes the dropout of
     `dropout.py` for hidden states on
     either path: the same rate, but other masks. Causal models return no cache unless `use_cache=True` is passed.
+
+    Forward hooks on the model, its head and its input embeddings see padded shapes [P, L, ...]. Hooks on layers see
+    what layers compute, [1, T, H].
 
     Works with gradient checkpointing, autocast, PEFT adapters, DDP and FSDP: enable it before wrapping. For
     `torch.compile` pass `unpad_idx=unpad_indices(attention_mask)` with the inputs; without it the compiled model pads.
@@ -299,6 +302,9 @@ def _flatten(module: PreTrainedModel, inputs: dict[str, Any], layout: Layout) ->
         "attention_mask": input_ids.new_zeros(1, 1, 1, 1),
         _KEYWORD: layout,
     }
+    embedding: Any = module.get_input_embeddings()
+    if has_hooks(embedding):  # of NEFTune for one, whose noise is scaled by the length of a row
+        flat |= {"input_ids": None, "inputs_embeds": layout.flatten(embedding(input_ids)).unsqueeze(0)}
     if inputs.get("token_type_ids") is not None:
         flat["token_type_ids"] = inputs["token_type_ids"].flatten()[index].unsqueeze(0)
     if module.config.model_type in DECODERS:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -143,7 +144,9 @@ class _Evaluation(TrainerCallback):
         score = _score(self.settings.evaluator, found)
         logger.info("Epoch %.2f, step %d: the evaluator gives %.4f.", state.epoch, state.global_step, score)
         sign = 1 if getattr(self.settings.evaluator, "greater_is_better", True) else -1
-        if self.best is None or sign * score > sign * self.best:
+        if math.isnan(score):
+            logger.warning("Step %d: the evaluator gives NaN. Any number counts as better.", state.global_step)
+        if self.best is None or math.isnan(self.best) or sign * score > sign * self.best:
             self.best = score
             if output is not None and self.settings.save_best_model and args.should_save:
                 self.encoder.save_pretrained(output)

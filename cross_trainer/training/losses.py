@@ -172,7 +172,7 @@ class CrossEntropyLoss:
 
     def __call__(self, outputs: Outputs, labels: Tensor, num_items_in_batch: Items = None) -> Tensor:
         """The loss, a scalar."""
-        logits = _logits(outputs)
+        logits = logits_of(outputs)
         if logits.dim() != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1]:
             raise ConfigurationError(
                 f"CrossEntropyLoss takes logits [pairs, classes] and one class per pair, but logits are "
@@ -591,7 +591,7 @@ class ADRMSELoss:
 # -- what the losses share ---------------------------------------------------------------------------------------------
 
 
-def _logits(outputs: Outputs) -> Tensor:
+def logits_of(outputs: Outputs) -> Tensor:
     """The logits in what a model returned, in float32 or more."""
     found: Any = outputs
     if isinstance(outputs, Mapping):
@@ -620,7 +620,7 @@ def _real(labels: Tensor) -> Tensor:
 
 def _entries(outputs: Outputs, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Scores, targets and which of them are real, all of the labels' shape, for losses over single labels."""
-    scores, real = _logits(outputs), labels != IGNORED_LABEL
+    scores, real = logits_of(outputs), labels != IGNORED_LABEL
     if labels.dim() == 2 and labels.shape != scores.shape:
         scores = to_grid(scores, labels)
     elif labels.numel() != scores.numel() or labels.shape[:1] != scores.shape[:1]:
@@ -634,7 +634,7 @@ def _entries(outputs: Outputs, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _lists(outputs: Outputs, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Scores, labels and which of them are real, all [G, D]; 0 where there is no document."""
-    scores, real = to_grid(_logits(outputs), labels, fill=0.0), labels != IGNORED_LABEL
+    scores, real = to_grid(logits_of(outputs), labels, fill=0.0), labels != IGNORED_LABEL
     return scores, labels.to(scores.dtype).masked_fill(~real, 0.0), real
 
 

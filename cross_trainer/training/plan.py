@@ -2,7 +2,7 @@
 
     plan = make_plan("distilroberta-base", train_dataset=pairs, eval_dataset=held_out)
     print(plan)                         # before anything long starts; nothing has been changed
-    model = load_planned(plan)          # a classifier with that many outputs
+    model = load_planned("distilroberta-base", plan)    # a classifier with that many outputs
 
 What isn't given follows from the labels:
 
@@ -45,7 +45,7 @@ from cross_trainer.data.columns import (
     resolve_columns,
 )
 from cross_trainer.data.pairs import check_truncation, padding_id
-from cross_trainer.data.survey import Survey, check_classes, check_range, survey
+from cross_trainer.data.survey import Limits, Survey, check_classes, check_range, survey
 from cross_trainer.errors import ConfigurationError
 from cross_trainer.execution.padding_free import padding_free_obstacle
 from cross_trainer.execution.token_budget import CPU_TOKENS
@@ -78,6 +78,9 @@ logger = logging.getLogger(__name__)
 Loss: TypeAlias = "Callable[..., Any]"
 Metrics: TypeAlias = "Callable[[EvalPrediction], dict[str, float]]"
 
+_SOURCE = frozenset(
+    {"revision", "code_revision", "token", "cache_dir", "trust_remote_code", "local_files_only", "subfolder"}
+)
 STREAM_SAMPLE = 1_000  # rows of a stream that are looked at before training
 
 
@@ -89,12 +92,14 @@ class DataPlan:
         columns: What its columns are for, with labels translated into the model's.
         labels: What reading all of it found; of a stream, its first `STREAM_SAMPLE` rows.
         metrics: What fits its labels, or what was given; None where nothing can be measured.
+        limits: What labels the loss can be computed on; None for any.
         dataset: The data set itself.
     """
 
     columns: Columns
     labels: Survey
     metrics: Metrics | None
+    limits: Limits | None
     dataset: Rows = field(repr=False, compare=False)
 
 
@@ -185,13 +190,14 @@ class Plan:
             float_labels=labels.kind == "real",
             label_width=labels.width,
         )
+        limits = label_limits(self.loss, labels, self.num_labels)
         if isinstance(self.collator, PairCollator):
-            check_labels(self.loss, dataset, columns, labels, self.num_labels)
+            check_labels(limits, dataset, columns, labels, self.num_labels)
         sigmoid = getattr(self.loss, "score_activation", None) == "sigmoid"
         metrics = self.metrics
         if self.chose_metrics:
             metrics = choose_metrics(columns, labels, self.config, "sigmoid" if sigmoid else "identity")
-        return DataPlan(columns, labels, metrics, dataset)
+        return DataPlan(columns, labels, metrics, limits, dataset)
 
     def describe(self, config: Any) -> None:
         """Write into a model's config what its labels, its scores and its way of reading pairs will be."""
@@ -221,6 +227,7 @@ def make_plan(
     padding_free: bool = True,
     max_tokens: int | None = None,
     device: str = "cpu",
+    model_kwargs: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Decide all that a `CrossEncoderTrainer` with these arguments does, and check all rows; nothing is changed.
 
@@ -240,6 +247,7 @@ def make_plan(
         padding_free: Whether to compute no padding, where the model allows it.
         max_tokens: Tokens of a forward pass at most.
         device: The type of the device that computes: "cpu", "cuda", ...
+        model_kwargs: Of a model given by its name: where to load it from, and what to trust; see `load_planned`.
 
     Raises:
         DataError: A row can't be trained or evaluated on; the message names the column, the row and the remedy.
@@ -250,11 +258,13 @@ def make_plan(
     datasets = held_out if train_dataset is None else [train_dataset, *held_out]
     if not datasets:
         raise ConfigurationError("There is no data set to plan for: give a train_dataset or an eval_dataset.")
-    collator = data_collator if data_collator is not None else default_collator(model)
-    config = AutoConfig.from_pretrained(model) if isinstance(model, str) else copy.deepcopy(model.config)
+    source = source_of(model_kwargs)
+    collator = data_collator if data_collator is not None else default_collator(model, model_kwargs=model_kwargs)
+    config = AutoConfig.from_pretrained(model, **source) if isinstance(model, str) else copy.deepcopy(model.config)
     columns, labels = _look_at(datasets[0], collator, config)
     if isinstance(model, str):
-        config = _new_config(model, labels)
+        config = _new_config(model, labels, source)
+    check_vocabulary(model, config, collator)
     adopt_class_names(config, labels)
     negatives = getattr(collator, "in_batch_negatives", 0)
     if (
@@ -270,7 +280,9 @@ def make_plan(
     if loss is None and not predicts_only:
         loss = choose_loss(columns, labels, config, label_smoothing_factor)
         logger.info("Loss chosen for %s labels: %s", labels.kind, loss)
-    obstacle = _obstacle(model, config) if padding_free else None
+    if loss is not None and train_dataset is not None:
+        check_shape(loss, columns)
+    obstacle = _obstacle(model, config, source) if padding_free else None
     plan = Plan(
         columns=columns,
         labels=labels,
@@ -294,16 +306,27 @@ def make_plan(
     return dataclasses.replace(plan, datasets=tuple(planned))
 
 
-def load_planned(name: str, plan: Plan) -> PreTrainedModel:
+def source_of(model_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Those arguments of `from_pretrained` that hold for a model's config and tokenizer, too."""
+    return {name: value for name, value in (model_kwargs or {}).items() if name in _SOURCE}
+
+
+def load_planned(name: str, plan: Plan, model_kwargs: Mapping[str, Any] | None = None) -> PreTrainedModel:
     """Load a pretrained model as the classifier that a plan asks for, in float32.
 
     A classification head of that size is kept, another one is replaced and logged by transformers. Weights are float32
     because updates at usual learning rates are lost on half-precision weights; mixed precision is the Trainer's
     business.
+
+    Args:
+        name: On the Hub, or a folder.
+        plan: Gives the config.
+        model_kwargs: More arguments of `from_pretrained`, such as `revision`, `token`, `trust_remote_code` or
+            `attn_implementation`.
     """
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-        name, config=copy.deepcopy(plan.config), dtype=torch.float32, ignore_mismatched_sizes=True
-    )
+    options = {"dtype": torch.float32, "ignore_mismatched_sizes": True, **(model_kwargs or {})}
+    config = copy.deepcopy(plan.config)
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(name, config=config, **options)
     return model
 
 
@@ -311,6 +334,7 @@ def default_collator(
     model: torch.nn.Module | str | None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     truncation: str | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> PairCollator:
     """A collator that reads pairs as the model was trained to, where `options` of `PairCollator` don't say otherwise.
@@ -324,9 +348,12 @@ def default_collator(
     if tokenizer is None:
         if not name:
             raise ConfigurationError("No tokenizer: give processing_class, or a data_collator that has one.")
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, **source_of(model_kwargs))
     if truncation is None:
-        config = AutoConfig.from_pretrained(model) if isinstance(model, str) else getattr(model, "config", None)
+        source = source_of(model_kwargs)
+        config = (
+            AutoConfig.from_pretrained(model, **source) if isinstance(model, str) else getattr(model, "config", None)
+        )
         truncation = saved_truncation(config)
     return PairCollator(tokenizer, truncation=check_truncation(truncation), **options)
 
@@ -363,9 +390,9 @@ def _asked(
     return texts if label is None else (*texts, label)
 
 
-def _new_config(name: str, labels: Survey) -> Any:
+def _new_config(name: str, labels: Survey, source: Mapping[str, Any]) -> Any:
     """A pretrained model's config with as many labels as the data has, under the data's names."""
-    config: Any = AutoConfig.from_pretrained(name, num_labels=choose_num_labels(labels))
+    config: Any = AutoConfig.from_pretrained(name, num_labels=choose_num_labels(labels), **source)
     if labels.kind == "class" and labels.class_names is not None and set(config.label2id) != set(labels.class_names):
         name_labels(config, labels.class_names)
     return config
@@ -383,11 +410,46 @@ def _limit(collator: Any, config: Any) -> int | None:
     return min((length for length in (asked, limit) if length is not None), default=None)
 
 
-def _obstacle(model: Any, config: Any) -> str | None:
+def check_vocabulary(model: Any, config: Any, collator: Any) -> None:
+    """Check that a model has an embedding for every token of its tokenizer.
+
+    Raises:
+        ConfigurationError: It hasn't; the message names a token and the remedy.
+    """
+    if not isinstance(collator, PairCollator):
+        return
+    embedding = None if isinstance(model, str) else model.get_input_embeddings()
+    size = getattr(config, "vocab_size", None) if embedding is None else getattr(embedding, "num_embeddings", None)
+    vocabulary = collator.tokenizer.get_vocab()
+    token, number = max(vocabulary.items(), key=lambda entry: entry[1], default=("", -1))
+    if isinstance(size, int) and number >= size:
+        raise ConfigurationError(
+            f"The tokenizer's token {token!r} has the id {number}, but the model has embeddings for {size} tokens. "
+            f"Load the model and call model.resize_token_embeddings({number + 1}), or use the tokenizer that it was "
+            "trained with."
+        )
+
+
+def check_shape(loss: Loss, columns: Columns) -> None:
+    """Check that a loss over the documents of a query gets lists of documents to train on.
+
+    Raises:
+        ConfigurationError: Rows are pairs; the message names `group_by_query`.
+    """
+    takes_lists = hasattr(loss, "count_items") and getattr(loss, "couples_rows", False)
+    if takes_lists and columns.shape == "pair":
+        raise ConfigurationError(
+            f"{loss} compares the documents of a query, and a row is one pair {(columns.query, *columns.documents)}. "
+            "Bring each query's pairs together: train_dataset=group_by_query(train_dataset), and eval_dataset likewise."
+        )
+
+
+def _obstacle(model: Any, config: Any, source: Mapping[str, Any]) -> str | None:
     """Why the model can't run padding-free, or None."""
     if isinstance(model, str):
         with torch.device("meta"):  # its modules without their weights
-            model = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
+            trusted = {"trust_remote_code": source.get("trust_remote_code", False)}
+            model = AutoModelForSequenceClassification.from_config(config, **trusted)  # type: ignore[no-untyped-call]
     reason = padding_free_obstacle(model)
     if reason is not None:
         logger.info("Padding-free execution is off: %s", reason)
@@ -514,34 +576,44 @@ def choose_metrics(
     return binary_metrics() if found.kind == "binary" else correlation_metrics(activation=activation)
 
 
-def check_labels(
-    loss: Callable[..., Any] | None, dataset: Rows, columns: Columns, found: Survey, num_labels: int
-) -> None:
+def label_limits(loss: Callable[..., Any] | None, found: Survey, num_labels: int) -> Limits | None:
+    """What labels a loss can be computed on; None for any."""
+    if found.kind == "none":
+        return None
+    probabilities = isinstance(loss, BinaryCrossEntropyLoss) or (
+        isinstance(loss, MSELoss) and loss.activation == "sigmoid"
+    )
+    if probabilities and not found.names:
+        scale = "" if found.minimum < 0 or found.maximum <= 1 else f"(x / {found.maximum:g} for instance) "
+        remedy = (
+            f"Scale the labels to [0, 1] {scale}or pass compute_loss_func=MSELoss(activation='identity') to regress on "
+            "raw values."
+        )
+        return Limits(0, 1, remedy)
+    if isinstance(loss, CrossEntropyLoss):
+        classes = num_labels if found.class_names is None or found.names else len(found.class_names)
+        remedy = (
+            f"The model has num_labels={num_labels}. Load it with more labels, or filter such rows out "
+            "(-1 often means no label)."
+        )
+        return Limits(0, classes - 1, remedy, whole=True)
+    if isinstance(loss, InfoNCELoss | LambdaLoss):
+        return Limits(0, math.inf, "Relevance is 0 or more.")
+    return None
+
+
+def check_labels(limits: Limits | None, dataset: Rows, columns: Columns, found: Survey, num_labels: int) -> None:
     """Check a data set's labels against what the loss can be computed on.
 
     Raises:
         DataError: A label lies outside the loss's range; the message names the column, the row and the remedy.
     """
-    if found.kind == "none":
+    if limits is None:
         return
-    probabilities = isinstance(loss, BinaryCrossEntropyLoss) or (
-        isinstance(loss, MSELoss) and loss.activation == "sigmoid"
-    )
-    if probabilities and not found.names:
-        scale = "" if found.minimum < 0 else f"(x / {found.maximum:g} for instance) "
-        check_range(
-            dataset,
-            columns,
-            found,
-            0,
-            1,
-            f"Scale the labels to [0, 1] {scale}or pass "
-            "compute_loss_func=MSELoss(activation='identity') to regress on raw values.",
-        )
-    elif isinstance(loss, CrossEntropyLoss):
+    if limits.whole:
         check_classes(dataset, columns, found, num_labels)
-    elif isinstance(loss, InfoNCELoss | LambdaLoss):
-        check_range(dataset, columns, found, 0, float("inf"), "Relevance is 0 or more.")
+    else:
+        check_range(dataset, columns, found, limits.low, limits.high, limits.remedy)
 
 
 def _label_names(config: Any) -> list[str] | None:

@@ -12,35 +12,41 @@ folder holds.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import gc
+import inspect
+import itertools
 import json
 import logging
+import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
+from accelerate.utils import gather_object  # type: ignore[import-untyped]
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 
-from cross_trainer.data.collator import PairCollator
-from cross_trainer.data.columns import NUM_RELEVANT, Rows, is_stream
-from cross_trainer.data.survey import text_lengths
-from cross_trainer.errors import ConfigurationError, DataError
+from cross_trainer.data.collator import NUM_DOCUMENTS, ROW_NUMBERS, PairCollator
+from cross_trainer.data.columns import IGNORED_LABEL, NUM_RELEVANT, Columns, Rows, is_stream
+from cross_trainer.data.items import Item, MappedItems, StreamedItems
+from cross_trainer.data.survey import RowCheck, text_lengths
+from cross_trainer.errors import ConfigurationError, DataError, NotFiniteError
 from cross_trainer.execution.padding_free import PaddingFree, enable_padding_free, unpad_indices
 from cross_trainer.execution.token_budget import budgeted_forward, budgeted_step
-from cross_trainer.internals import TrainerSeams, mark_unprepared
+from cross_trainer.internals import TrainerSeams, mark_unprepared, replaced
 from cross_trainer.saved.folder import save_tokenizer
-from cross_trainer.training.losses import to_grid
+from cross_trainer.training.losses import logits_of, to_grid
 from cross_trainer.training.plan import DataPlan, Plan, default_collator, load_planned, make_plan
-from cross_trainer.training.sharding import MappedItems, StreamedItems, fill_batches
+from cross_trainer.training.sharding import fill_batches
 
 logger = logging.getLogger(__name__)
 
@@ -79,12 +85,18 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             CPU are cut into pieces of similar lengths, if the loss adds up over rows, which avoids most of it.
         max_tokens: No forward pass sees more than so many tokens; larger batches are cut, with the same gradient. On
             CPUs the pieces of training hold `cross_trainer.token_budget.CPU_TOKENS` at most.
+        stop_on_nan: Stop training with an error that names the step and the rows where a loss or a gradient is NaN or
+            infinite, before the model's weights are. Without it, the step is taken.
+        model_kwargs: Of a model given by its name: more arguments of `from_pretrained`, such as `revision`, `token`,
+            `cache_dir`, `trust_remote_code` or `attn_implementation`. The config and the tokenizer follow those that
+            say where to load from.
         model_init, callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics: As in
         `transformers.Trainer`.
 
     Raises:
         DataError: A row can't be trained or evaluated on; the message names the column, the row and the remedy.
         ConfigurationError: Arguments contradict each other, the data or the model.
+        NotFiniteError: In training, see `stop_on_nan`.
     """
 
     # compute_loss_func averages over the whole accumulated batch.
@@ -92,7 +104,7 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | torch.nn.Module | str | None = None,
+        model: PreTrainedModel | torch.nn.Module | str | os.PathLike[str] | None = None,
         args: TrainingArguments | None = None,
         data_collator: Callable[..., Any] | None = None,
         train_dataset: Rows | None = None,
@@ -108,8 +120,16 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         *,
         padding_free: bool = True,
         max_tokens: int | None = None,
+        stop_on_nan: bool = True,
+        model_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         args = args if args is not None else TrainingArguments("tmp_trainer")
+        if isinstance(model, os.PathLike):
+            model = os.fspath(model)
+        if model_kwargs and not isinstance(model, str):
+            raise ConfigurationError(
+                f"model_kwargs={dict(model_kwargs)} are for a model given by its name: this one is loaded already."
+            )
         if isinstance(train_dataset, Mapping):
             eval_dataset = train_dataset.get("validation") if eval_dataset is None else eval_dataset
             train_dataset = _split(train_dataset, "train")
@@ -125,7 +145,7 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             )
         tokenizer: Any = processing_class if processing_class is not None else getattr(data_collator, "tokenizer", None)
         if data_collator is None:
-            data_collator = default_collator(model, tokenizer)
+            data_collator = default_collator(model, tokenizer, model_kwargs=model_kwargs)
         self.plan: Plan | None = None
         self._plan_for = functools.partial(
             make_plan,
@@ -136,16 +156,20 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             padding_free=padding_free,
             max_tokens=max_tokens,
             device=args.device.type,
+            model_kwargs=model_kwargs,
         )
         self._handle: PaddingFree | None = None  # while training
         self._logged = dict.fromkeys(("pairs", "tokens", "padding", "truncated"), 0)
         self._warned_of_truncation = False
+        self._stop_on_nan = stop_on_nan
+        self._losses: list[tuple[torch.Tensor, list[int]]] = []  # of the batches of an update, with their rows
+        self._training_rows: MappedItems | StreamedItems | None = None
         if model is not None and (train_dataset is not None or eval_dataset is not None):
             self.plan = self._plan_for(model, train_dataset, eval_dataset)
         if isinstance(model, str):
             assert self.plan is not None  # it has data
             set_seed(args.seed)  # a new head's random weights
-            model = load_planned(model, self.plan)
+            model = load_planned(model, self.plan, model_kwargs)
         super().__init__(
             model=model,
             args=args,
@@ -192,10 +216,33 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         plan = self.plan
         if plan is None:
             return
-        self.compute_loss_func, self.compute_metrics = plan.loss, plan.metrics
+        self.compute_loss_func = plan.loss
+        self._measure_by(plan.metrics)
         if isinstance(self.data_collator, PairCollator):
-            self.data_collator = self.data_collator.with_limit(plan.max_length)
+            self.data_collator = self.data_collator.as_planned(plan.max_length)
         plan.describe(model.config)
+
+    def _measure_by(self, metrics: Callable[..., dict[str, float]] | None) -> None:
+        """Take metrics over, if they can be computed in the way that the arguments ask for.
+
+        Raises:
+            ConfigurationError: They can't.
+        """
+        self.compute_metrics = metrics
+        if metrics is None:
+            return
+        parameters = inspect.signature(metrics).parameters.values()
+        takes_result = any(each.name == "compute_result" or each.kind == each.VAR_KEYWORD for each in parameters)
+        if self.args.batch_eval_metrics and not takes_result:
+            raise ConfigurationError(
+                f"batch_eval_metrics=True calls metrics for every batch, and {metrics} needs all rows at once. Leave "
+                "it at False, or give a compute_metrics(prediction, compute_result) that adds batches up."
+            )
+        if not self.args.eval_do_concat_batches and type(metrics).__module__.startswith("cross_trainer."):
+            raise ConfigurationError(
+                f"eval_do_concat_batches=False hands metrics a list of batches, and {metrics} needs arrays of all "
+                "rows. Leave it at True, or give a compute_metrics that takes lists."
+            )
 
     def _data_plan(self, dataset: Rows) -> DataPlan:
         """What a data set holds."""
@@ -227,24 +274,80 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         if not is_training and (isinstance(self.data_collator, PairCollator) or self.plan is not None):
             planned = self._data_plan(dataset)
             if self.plan is not None and self.plan.chose_metrics:
-                self.compute_metrics = planned.metrics
+                self._measure_by(planned.metrics)
         if not isinstance(self.data_collator, PairCollator):
             return dataset
         if self.args.dataloader_num_workers:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each worker is a process of its own
-        columns = self._data_plan(dataset).columns
+        planned = self._data_plan(dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         if is_stream(dataset):
-            accumulation = self.args.gradient_accumulation_steps if is_training else 1
-            multiple = batch_size * self.accelerator.num_processes * accumulation
-            return StreamedItems(dataset, columns, multiple, training=is_training)
-        return MappedItems(dataset, columns, training=is_training)
+            rows: Any = StreamedItems(
+                dataset,
+                planned.columns,
+                self._rows_at_once(batch_size, is_training),
+                training=is_training,
+                seed=seed,
+                check=RowCheck(planned.columns, planned.labels, planned.limits),
+            )
+        else:
+            negatives = () if is_training else self._negatives_of(dataset, planned.columns)
+            rows = MappedItems(dataset, planned.columns, training=is_training, seed=seed, negatives=negatives)
+        if is_training:
+            self._training_rows = rows
+        return rows
 
-    def loader_made(self, loader: DataLoader[Any], is_training: bool) -> None:
-        """Fill the last batches of training, where processes would get unequal shares."""
+    def _negatives_of(self, dataset: Rows, columns: Columns) -> Sequence[tuple[str, ...]]:
+        """Negatives for each query of a set to evaluate on, from all of its rows: no batch decides."""
+        collator = self.data_collator
+        if not isinstance(collator, PairCollator) or not collator.adds_negatives(columns):
+            return ()
+        items = MappedItems(dataset, columns, training=False)
+        texts = collator.read_texts([items[index] for index in range(len(items))])
+        return list(collator.negatives(texts, range(len(texts))))
+
+    def _rows_at_once(self, batch_size: int, is_training: bool) -> int:
+        """Rows of an update, or of a step of an evaluation, on all processes."""
+        shares = 1 if self.accelerator.dataloader_config.split_batches else self.accelerator.num_processes
+        return batch_size * shares * (self.args.gradient_accumulation_steps if is_training else 1)
+
+    @contextlib.contextmanager
+    def loading(self, rows: Rows, is_training: bool) -> Iterator[None]:
+        """Drop no row of an evaluation, keep a stream's order there, and leave negatives to `get_batch_samples`."""
+        with contextlib.ExitStack() as stack:
+            if not is_training:
+                stack.enter_context(replaced(self.args, dataloader_drop_last=False))
+                if is_stream(rows):  # workers would take turns with parts of it
+                    alone = {"num_workers": 0, "persistent_workers": False, "prefetch_factor": None}
+                    options = {f"dataloader_{name}": value for name, value in alone.items()}
+                    stack.enter_context(replaced(self.args, dataloader_multiprocessing_context=None, **options))
+            elif self._draws_negatives:
+                stack.enter_context(replaced(self, data_collator=_as_they_are))
+            yield
+
+    def loader_made(self, loader: DataLoader[Any], rows: Rows, is_training: bool) -> None:
+        """Fill the last batches, where processes would get unequal shares; find the end of a stream's evaluation."""
         processes = self.accelerator.num_processes
-        unequal = is_training and processes > 1 and not self.args.dataloader_drop_last
-        if unequal and isinstance(getattr(loader, "dataset", None), MappedItems):
+        unequal = processes > 1 and not (is_training and self.args.dataloader_drop_last)
+        if unequal and isinstance(rows, MappedItems):
             fill_batches(loader, processes)
+        if not is_training and isinstance(rows, StreamedItems):
+            # `gather_for_metrics` cuts the last batches of all processes to this number, as it does for mapped data.
+            rows.ended = lambda count: setattr(loader, "remainder", count % rows.multiple)
+
+    def pass_begins(self, epoch: int) -> None:
+        """Let what is drawn for a row depend on the pass over the data."""
+        if self._training_rows is not None:
+            self._training_rows.set_epoch(epoch)
+
+    def place_to_resume(self, epoch: int, batches: int) -> tuple[int, int]:
+        """The pass over a stream to go on with: the fraction behind it counts in all steps of the training."""
+        trained = self.state.epoch
+        if not isinstance(self._training_rows, StreamedItems) or not trained:
+            return epoch, batches
+        epoch = int(trained)
+        steps = round((trained - epoch) * self.state.max_steps) * self.args.gradient_accumulation_steps
+        return epoch, 0 if self.args.ignore_data_skip else steps
 
     def train_sampler(self, dataset: Rows | None) -> Sampler[int] | None:
         """Training's order; texts are grouped by their length without a column of it."""
@@ -309,6 +412,36 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         numbers = [int(count(batch["labels"])) for batch in batches if "labels" in batch]
         return [{"labels": torch.zeros(number)} for number in numbers]
 
+    @property
+    def _draws_negatives(self) -> bool:
+        is_ours = isinstance(self.data_collator, PairCollator) and self.plan is not None
+        return is_ours and self.data_collator.adds_negatives(self.plan.columns)  # type: ignore[union-attr]
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The batches of an update, whose queries get negatives from all of its rows, on all processes."""
+        if self._draws_negatives:
+            epoch_iterator = iter(self._with_negatives(list(itertools.islice(epoch_iterator, num_batches))))
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def _with_negatives(self, batches: list[list[Item]]) -> list[dict[str, torch.Tensor]]:
+        """Collate the items of an update, in the order in which one process takes them in one batch."""
+        collator = self.data_collator
+        assert isinstance(collator, PairCollator)
+        texts = [collator.read_texts(items) for items in batches]
+        of_processes = gather_object([texts]) if self.accelerator.num_processes > 1 else [texts]
+        in_turn = [part for parts in zip(*of_processes, strict=True) for part in parts]
+        ends = list(itertools.accumulate(map(len, in_turn)))
+        own = range(self.args.process_index, len(in_turn), len(of_processes))
+        everything = list(itertools.chain.from_iterable(in_turn))
+        places = [range(ends[turn] - len(in_turn[turn]), ends[turn]) for turn in own]
+        negatives = collator.negatives(everything, [place for part in places for place in part])
+        collated = [
+            collator([dataclasses.replace(item, negatives=next(negatives)) for item in items]) for items in batches
+        ]
+        return [_to(batch, self.args.device) for batch in collated]
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -316,15 +449,31 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The loss of a batch as `transformers.Trainer` computes it, without what only metrics read."""
-        return super().compute_loss(model, self._model_inputs(inputs), return_outputs, num_items_in_batch)
+        """The loss of a batch as `transformers.Trainer` computes it, without what only metrics read.
+
+        A batch of nothing but fillers, which keeps processes in step, has no loss.
+        """
+        rows = inputs.get(ROW_NUMBERS)
+        inputs = self._model_inputs(inputs)
+        if rows is None or rows.numel():
+            processes = self.accelerator.num_processes
+            averaged = self.args.average_tokens_across_devices and num_items_in_batch is not None
+            if averaged and processes > 1 and not model.training:
+                # In an evaluation each batch has its own mean. The Trainer has counted the items of all processes, and
+                # will multiply by their number.
+                num_items_in_batch = self.items_to_count([inputs])[0]["labels"].ne(IGNORED_LABEL).sum() * processes
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        inputs.pop("labels", None)
+        outputs = model(**inputs)
+        loss = logits_of(outputs).sum() * 0.0
+        return (loss, outputs) if return_outputs else loss
 
     def _model_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """A batch without what only metrics read, and where the model is compiled, with the places of its real tokens.
 
         A compiled model can't look for them itself without leaving its graph.
         """
-        inputs = {name: value for name, value in inputs.items() if name != NUM_RELEVANT}
+        inputs = {name: value for name, value in inputs.items() if name not in _NOT_FOR_MODELS}
         if self.args.torch_compile and self._runs_padding_free and "attention_mask" in inputs:
             inputs["unpad_idx"] = unpad_indices(inputs["attention_mask"])
         return inputs
@@ -333,8 +482,17 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Forward and backward of a batch, cut by `max_tokens` where that is set."""
-        if self._budget is None:
-            return super().training_step(model, inputs, num_items_in_batch)
+        rows = inputs.get(ROW_NUMBERS)
+        if self._budget is None or (rows is not None and not rows.numel()):
+            loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            loss = self._budgeted_step(model, inputs, num_items_in_batch, self._budget)
+        self._losses.append((loss, [] if rows is None else rows.tolist()))
+        return loss
+
+    def _budgeted_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any, budget: int
+    ) -> torch.Tensor:
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()  # type: ignore[union-attr]  # schedule-free optimisers have modes
@@ -346,12 +504,35 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             inputs,
             inputs.pop("labels"),
             self.compute_loss_func,
-            self._budget,
+            budget,
             num_items=num_items_in_batch,
             scale=self.accelerator.num_processes if averaged else 1,
             backward=self.accelerator.backward,
             no_sync=functools.partial(self.accelerator.no_sync, model=model),
             padded=not self._runs_padding_free,
+        )
+
+    def gradient_known(self, norm: Any) -> None:
+        """Stop before an update by a loss or a gradient that is NaN or infinite, if asked to.
+
+        A gradient scaler finds infinite gradients by itself and skips the update.
+        """
+        losses, self._losses = self._losses, []
+        if not self._stop_on_nan:
+            return
+        size = 0.0 if norm is None or self.accelerator.scaler is not None else norm
+        values = [float(loss) for loss, _ in losses]
+        if math.isfinite(size) and all(map(math.isfinite, values)):
+            return
+        bad = [(value, rows) for value, (_, rows) in zip(values, losses, strict=True) if not math.isfinite(value)]
+        if not math.isfinite(size) and self.accelerator.num_processes > 1:
+            bad = gather_object(bad)  # the norm is the same on all processes: all of them are here
+        what = f"The loss is {bad[0][0]}" if bad else f"The loss is finite, but its gradient's norm is {float(size)}"
+        numbers = [row for _, rows in bad or zip(values, (rows for _, rows in losses), strict=True) for row in rows]
+        raise NotFiniteError(
+            f"Step {self.state.global_step + 1}: {what}. The weights are as they were before this step, whose batch "
+            f"held the rows {_shown(numbers)}. Look at their labels and texts, lower the learning rate or set "
+            "max_grad_norm; stop_on_nan=False goes on."
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -399,9 +580,11 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         keep_random_state = contextlib.nullcontext() if self.is_in_train else torch.random.fork_rng(devices)
         at_once = self._loss_of_all_rows
-        with keep_random_state, self._without_padding():
+        loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
+        metrics = None if loss_only else self.compute_metrics
+        with keep_random_state, self._without_padding(), replaced(self, compute_metrics=metrics):
             output = super().evaluation_loop(
-                dataloader, description, False if at_once else prediction_loss_only, ignore_keys, metric_key_prefix
+                dataloader, description, loss_only and not at_once, ignore_keys, metric_key_prefix
             )
         labels = output.label_ids[0] if isinstance(output.label_ids, tuple) else output.label_ids
         if at_once and labels is not None and isinstance(output.predictions, np.ndarray):
@@ -410,7 +593,21 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             assert output.metrics is not None
             loss = self.compute_loss_func(logits, torch.from_numpy(labels)).item()
             output.metrics[f"{metric_key_prefix}_loss"] = loss
-        return output
+        nothing: Any = None
+        return output._replace(predictions=nothing, label_ids=None) if loss_only else output
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as `transformers.Trainer` does; warn where the number that chooses the best checkpoint is NaN."""
+        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        name = (self.args.metric_for_best_model or "").removeprefix("eval_")
+        value = metrics.get(f"eval_{name}")
+        if self.is_in_train and isinstance(value, float) and math.isnan(value):
+            logger.warning(
+                "Step %d: metric_for_best_model %r is NaN. This checkpoint isn't the best, and any number is better.",
+                self.state.global_step,
+                name,
+            )
+        return metrics
 
     def prediction_step(
         self,
@@ -420,23 +617,45 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
         """Predict a batch; scores of queries with several documents come as a grid [G, D] beside their labels."""
-        counted, labels = inputs.get(NUM_RELEVANT), inputs.get("labels")
-        inputs = self._model_inputs(inputs)
+        batch = inputs
+        given = {name: inputs.get(name) for name in (*_NOT_FOR_MODELS, "labels")}
+        labels = given["labels"]
         if self._loss_of_all_rows and labels is not None:
-            del inputs["labels"]
+            inputs = {name: value for name, value in inputs.items() if name != "labels"}
         forward: Any = model
         if self._budget is not None:
             forward = functools.partial(self._forward_by_budget, model)
         loss, logits, seen = super().prediction_step(forward, inputs, prediction_loss_only, ignore_keys)
         labels = seen if labels is None or seen is not None else labels.to(self.args.device)
-        if isinstance(labels, torch.Tensor) and isinstance(logits, torch.Tensor):
-            is_grid = labels.dim() == 2 and self._config.num_labels == 1
-            logits = to_grid(logits, labels) if is_grid else logits
-        if counted is not None and labels is not None:
-            labels = (labels, counted)
-        return loss, logits, labels
+        logits = self._arranged(logits, labels, given[NUM_DOCUMENTS])
+        if given[NUM_RELEVANT] is not None and labels is not None:
+            labels = (labels, given[NUM_RELEVANT])
+        missing = self._missing_rows(given[ROW_NUMBERS])
+        if "inputs" in self.args.include_for_metrics:
+            batch.update({name: _filled_up(batch[name], missing) for name in ("input_ids",)})
+        return loss, _filled_up(logits, missing), _filled_up(labels, missing)
+
+    def _arranged(self, logits: Any, labels: Any, counts: torch.Tensor | None) -> Any:
+        """The logits alone, of all that a model returned; scores of lists as a grid [G, D]."""
+        if isinstance(logits, tuple | list):
+            if self.preprocess_logits_for_metrics is not None:  # which may want the rest as well
+                return (self._arranged(logits[0], labels, counts), *logits[1:])
+            logits = logits[0]
+        if counts is not None:
+            places = torch.arange(int(counts.max().clamp(min=1)), device=counts.device)
+            labels = torch.where(places < counts[:, None], 0, IGNORED_LABEL)
+        is_grid = isinstance(labels, torch.Tensor) and labels.dim() == 2 and self._config.num_labels == 1
+        return to_grid(logits, labels) if is_grid and isinstance(logits, torch.Tensor) else logits
+
+    def _missing_rows(self, rows: torch.Tensor | None) -> int:
+        """How many rows a batch of an evaluation lacks to be gathered with those of other processes."""
+        if rows is None or self.accelerator.num_processes == 1:
+            return 0
+        shares = self.accelerator.num_processes if self.accelerator.dataloader_config.split_batches else 1
+        return self.args.eval_batch_size // shares - max(rows.numel(), 1)
 
     def _forward_by_budget(self, model: torch.nn.Module, **inputs: Any) -> SequenceClassifierOutput:
+        inputs = self._model_inputs(inputs)
         inputs.pop("labels", None)
         assert self._budget is not None
         logits = budgeted_forward(model, inputs, self._budget, padded=not self._runs_padding_free)
@@ -463,6 +682,33 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             folder = self._output_dir if output_dir is None else output_dir
             limit, config = self.data_collator.length_limit, self._config
             save_tokenizer(self.data_collator.tokenizer, folder, limit, config.pad_token_id)
+
+
+_NOT_FOR_MODELS = (NUM_RELEVANT, NUM_DOCUMENTS, ROW_NUMBERS)
+
+
+def _as_they_are(items: list[Item]) -> list[Item]:
+    """A batch that isn't collated yet, without the items that only fill it up."""
+    return [item for item in items if item.row is not None] or items[:1]
+
+
+def _to(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def _filled_up(values: Any, missing: int) -> Any:
+    """Tensors [N, ...] with more rows of -100 below, which `gather_for_metrics` cuts off again."""
+    if isinstance(values, tuple):
+        return tuple(_filled_up(value, missing) for value in values)
+    if missing < 1 or not isinstance(values, torch.Tensor):
+        return values
+    return torch.cat([values, values.new_full((missing, *values.shape[1:]), IGNORED_LABEL)])
+
+
+def _shown(numbers: list[int]) -> str:
+    """Row numbers in a message, those that are known."""
+    known = ", ".join(str(number) for number in numbers if number >= 0)
+    return known if len(known) <= 400 else known[:400] + ", ..."
 
 
 def last_complete_checkpoint(folder: str | Path) -> str:

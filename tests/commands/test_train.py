@@ -9,6 +9,7 @@ import logging
 import pytest
 from commands import error, labelled, make_rows, run, save
 from datasets import Dataset
+from training.test_trainer import write_own_model
 from transformers import TrainingArguments
 
 from cross_trainer.commands import cli
@@ -206,6 +207,31 @@ def test_what_train_cannot_do_is_one_line(tmp_path, model):
     assert "no column 'nowhere'" in error(*argv, "--text_columns", "first", "nowhere")
     assert "--loss HingeLoss: expected one of ADRMSELoss" in error(*argv, "--loss", "HingeLoss")
     assert "Continue from the last checkpoint with --resume_from_checkpoint true" in cli.HOW_TO_GO_ON["train"]
+
+
+def test_judged_pairs_are_grouped_for_a_loss_over_lists(tmp_path, model, caplog):
+    rows = [{"query": row["first"], "document": row["second"], "label": i % 2} for i, row in enumerate(make_rows(24))]
+    rows += [{**row, "document": row["document"] + " again", "label": 1 - row["label"]} for row in rows]
+    Dataset.from_list(rows).to_json(tmp_path / "rows.jsonl")
+    argv = ["--dataset", tmp_path / "rows.jsonl", "--model", model, "--output_dir", tmp_path / "output"]
+    for named in ([], ["--text_columns", "query", "document", "--label_column", "label"]):
+        with caplog.at_level(logging.INFO):
+            told = run("train", *argv, "--loss", "LambdaLoss", *named, *BRIEFLY).stdout
+        assert "ndcg@10" in told
+        assert "pairs are brought together as" in caplog.text
+        caplog.clear()
+    assert "LambdaLoss" in run("train", *argv, "--loss", "LambdaLoss", "--dry-run").stdout
+    assert "average_precision" in run("train", *argv, *BRIEFLY).stdout
+
+
+def test_a_model_with_code_of_its_own_and_a_revision(tmp_path, model, monkeypatch):
+    Dataset.from_list(labelled()).to_json(tmp_path / "rows.jsonl")
+    write_own_model(tmp_path / "own")
+    argv = ["--dataset", tmp_path / "rows.jsonl", "--output_dir", tmp_path / "output"]
+    told = run("train", *argv, "--model", tmp_path / "own", "--trust_remote_code", *BRIEFLY).stdout
+    assert "Scores of the saved model" in told
+    seen = stop_at_the_trainer(monkeypatch)(*argv, "--model", model, "--model_revision", "main")
+    assert seen["model_kwargs"] == {"revision": "main"}
 
 
 def test_losses_are_written_as_they_are_shown():

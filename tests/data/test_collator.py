@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from conftest import build_model
+from datasets import Dataset
 from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
 
-from cross_trainer.data.collator import Item, PairCollator, pairs_and_labels
+from cross_trainer import BinaryCrossEntropyLoss
+from cross_trainer.data.collator import PairCollator, pairs_and_labels
 from cross_trainer.data.columns import Columns, InputExample, resolve_columns
+from cross_trainer.data.items import Item
 from cross_trainer.errors import ConfigurationError, DataError
 
 ROWS = [
@@ -97,13 +103,75 @@ def test_truncation(tokenizer, truncation):
 def test_swap_is_for_training(tokenizer):
     rows = [("first", "second", 1)] * 64
     collator = PairCollator(tokenizer, swap=True)
+    marked = collator.for_training(rows)
     torch.manual_seed(0)
-    ids = collator(rows)["input_ids"].tolist()
+    ids = collator(marked.__getitems__(list(range(64))))["input_ids"].tolist()
     forward, backward = tokenizer("first", "second")["input_ids"], tokenizer("second", "first")["input_ids"]
     assert {tuple(row) for row in ids} == {tuple(forward), tuple(backward)}
     assert 16 < ids.count(forward) < 48
     still = [Item(row, resolve_columns(rows), training=False) for row in rows]
     assert collator(still)["input_ids"].tolist() == [forward] * 64
+    assert collator(rows)["input_ids"].tolist() == [forward] * 64  # of an evaluation: training rows are marked
+    marked.set_epoch(0)
+    again = [collator(marked.__getitems__(part))["input_ids"].tolist() for part in ([9, 3, 40], [40], [3, 9])]
+    assert [again[0][2], again[0][1], again[0][0]] == [again[1][0], *again[2]]
+
+
+def test_swap_without_marked_rows_is_refused(tokenizer):
+    with pytest.raises(ConfigurationError, match=r"train_dataset=collator\.for_training\(rows\)"):
+        PairCollator(tokenizer, swap=True)([("first", "second", 1)])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_plain_trainer_swaps_in_training_alone(tmp_path, tokenizer, workers):
+    rows = Dataset.from_list([{"a": "first", "b": "second", "label": index % 2} for index in range(32)])
+    collator = PairCollator(tokenizer, swap=True)
+    trainer = Trainer(
+        build_model(),
+        TrainingArguments(
+            str(tmp_path),
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_num_workers=workers,
+            num_train_epochs=2,
+        ),
+        train_dataset=collator.for_training(rows),
+        eval_dataset=rows,
+        data_collator=collator,
+        compute_loss_func=BinaryCrossEntropyLoss(),
+    )
+    trainer.train()
+
+    def ids(loader):
+        return [tuple(row) for batch in loader for row in batch["input_ids"].tolist()]
+
+    assert len(set(ids(trainer.get_train_dataloader()))) == 2
+    assert len(set(ids(trainer.get_eval_dataloader()))) == 1
+    assert len(set(np.round(trainer.predict(rows).predictions.flatten(), 5))) == 1
+
+
+@pytest.mark.parametrize("columns", [None, ("a", "b"), ("a", "b", "label")])
+def test_a_trainer_that_has_removed_the_texts_is_named(tokenizer, columns):
+    with pytest.raises(DataError, match=r"A row has nothing but \['label'\].*remove_unused_columns=False"):
+        PairCollator(tokenizer, columns=columns)([{"label": 1}])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("nan"), [0.0, float("nan")]])
+def test_a_label_that_is_not_finite_is_named(tokenizer, value):
+    with pytest.raises(DataError, match=r"Column 'label': label (nan|inf) is not finite"):
+        PairCollator(tokenizer)([{"a": "x", "b": "y", "label": value}])
+    columns = Columns("a", ("b",), "label")
+    with pytest.raises(DataError, match=r"Column 'label', row 7: label (nan|inf) is not finite"):
+        PairCollator(tokenizer)([Item({"a": "x", "b": "y", "label": value}, columns, 7)])
+
+
+def test_no_index_of_a_class_is_no_class(tokenizer):
+    """-1 is the last of a list in Python, and often means that there is no label."""
+    columns = Columns("a", ("b",), "label", class_names=("no", "yes"), label2id={"no": 0, "yes": 1})
+    with pytest.raises(DataError, match=r"Column 'label', row 7: label -1 is no index of the classes"):
+        PairCollator(tokenizer)([Item({"a": "x", "b": "y", "label": -1}, columns, 7)])
 
 
 def test_lists_are_flat_pairs_with_a_grid_of_labels(tokenizer):
@@ -177,16 +245,17 @@ def items(rows, **options):
 
 
 def test_rows_that_fill_a_batch_count_for_nothing(tokenizer):
-    assert PairCollator(tokenizer)(items([*ROWS, None]))["labels"].tolist() == [1, 0, 1, -100]
+    assert PairCollator(tokenizer)(items([*ROWS, None]))["labels"].tolist() == [1, 0, 1]
     lists = [{"query": "q", "documents": ["a", "b"], "labels": [1, 0]}, None]
     batch = PairCollator(tokenizer)(items(lists))
-    assert batch["labels"].tolist() == [[1, 0], [-100, -100]]
+    assert batch["labels"].tolist() == [[1, 0]]
     assert batch["input_ids"].shape[0] == 2
     alone = PairCollator(tokenizer)(items(lists)[1:])
     assert alone["labels"].tolist() == [[-100]]
     assert alone["input_ids"].shape[0] == 1
     tokenised = [{**tokenizer("a", "b"), "labels": 1}, None]
-    assert PairCollator(tokenizer)(items(tokenised))["labels"].tolist() == [1, -100]
+    assert PairCollator(tokenizer)(items(tokenised))["labels"].tolist() == [1]
+    assert PairCollator(tokenizer)(items(tokenised)[1:])["labels"].tolist() == [-100]
 
 
 def test_only_training_counts(tokenizer):

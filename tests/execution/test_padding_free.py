@@ -17,6 +17,7 @@ import transformers
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers.integrations.neftune import neftune_post_forward_hook
 
 from cross_trainer.errors import ConfigurationError, UnsupportedModelError
 from cross_trainer.execution import attention
@@ -136,7 +137,8 @@ def assert_same(
 def is_flat(model: PreTrainedModel, batch: dict[str, Tensor]) -> bool:
     """Whether the layers see [1, T] tokens."""
     shapes = []
-    handle = model.get_input_embeddings().register_forward_hook(lambda *a: shapes.append(a[2].shape))
+    layer = next(module for module in model.base_model.modules() if isinstance(module, torch.nn.Linear))
+    handle = layer.register_forward_hook(lambda *a: shapes.append(a[2].shape))
     model(**batch)
     handle.remove()
     return shapes[0][0] == 1
@@ -164,6 +166,53 @@ def test_every_supported_type_is_in_the_table() -> None:
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma"])
 def test_causal_models_take_left_padding(family: str) -> None:
     assert_same(build(family).train(), make_batch(side="left"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hooks_on_embeddings_see_what_the_padded_model_shows(family: str) -> None:
+    """Such as NEFTune's, whose noise is scaled by the length of a row."""
+    model, batch, shapes = build(family).train(), make_batch(), []
+
+    def disturb(_: torch.nn.Module, __: object, output: Tensor) -> Tensor:
+        shapes.append(output.shape)
+        noise = torch.linspace(-1, 1, output.numel()).view_as(output)
+        return output + noise / (output.shape[1] * output.shape[2]) ** 0.5
+
+    handle = model.get_input_embeddings().register_forward_hook(disturb)
+    assert_same(model, batch, rtol=2e-5)
+    assert len(set(shapes)) == 1
+    assert shapes[0][:2] == batch["input_ids"].shape
+    with enable_padding_free(model):
+        assert is_flat(model, batch)
+    disturbed = model(**batch).logits
+    handle.remove()
+    assert (disturbed - model(**batch).logits).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("rows", [2, 32])
+def test_the_noise_of_neftune_is_as_large_as_with_padding(rows: int) -> None:
+    """5 / sqrt(L H) for rows of L = 14 padded tokens, however many tokens the batch holds."""
+    model, batch, found = build("bert").train(), make_batch((14, *LENGTHS * 6)[:rows]), []
+    embedding = model.get_input_embeddings()
+    embedding.neftune_noise_alpha = 5.0
+    embedding.register_forward_hook(neftune_post_forward_hook)
+    embedding.register_forward_hook(lambda *given: found.append((given[2] - embedding.weight[given[1][0]]).detach()))
+    with enable_padding_free(model):
+        model(**batch)
+    model(**batch)
+    for noise in found:
+        assert noise.abs().max().item() == pytest.approx(5 / (14 * 32) ** 0.5, rel=0.02)
+        assert noise.std().item() == pytest.approx(5 / (14 * 32) ** 0.5 / 3**0.5, rel=0.05)
+
+
+def test_prompt_tuning_runs_padded() -> None:
+    """Its prompts are embeddings before each row, which flat tokens have no place for."""
+    peft = pytest.importorskip("peft")
+    settings = peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3)
+    model, batch = peft.get_peft_model(build("bert"), settings).eval(), make_batch()
+    expected = model(**batch).logits
+    with enable_padding_free(model):
+        assert torch.equal(model(**batch).logits, expected)
 
 
 # --- what comes out ---------------------------------------------------------------------------------------------------

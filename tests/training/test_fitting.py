@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -113,15 +114,24 @@ def test_samples_of_sentence_transformers_train_the_same_model(pretrained):
 
 @pytest.mark.parametrize(
     ("scores", "greater_is_better", "best"),
-    [([0.1, 0.9, 0.5], None, 1), ([0.3, 0.9, 0.2], False, 2), ([0.3, 0.2, 0.1], True, 0)],
+    [
+        ([0.1, 0.9, 0.5], None, 1),
+        ([0.3, 0.9, 0.2], False, 2),
+        ([0.3, 0.2, 0.1], True, 0),
+        ([float("nan"), 0.2, 0.5], None, 2),
+        ([float("nan"), 0.9, 0.2], False, 2),
+        ([0.2, float("nan"), 0.1], None, 0),
+        ([float("nan")] * 3, None, 2),
+    ],
 )
-def test_the_best_model_by_the_evaluator_is_saved(pretrained, tmp_path, scores, greater_is_better, best):
+def test_the_best_model_by_the_evaluator_is_saved(pretrained, tmp_path, caplog, scores, greater_is_better, best):
     evaluator = Evaluator(scores, greater_is_better)
     encoder = fitted(pretrained, epochs=3, evaluator=evaluator, output_path=tmp_path)
     assert evaluator.calls == [(str(tmp_path / "eval"), epoch, 3 * epoch) for epoch in (1, 2, 3)]
     saved = weights(AutoModelForSequenceClassification.from_pretrained(tmp_path))
     assert torch.equal(saved, evaluator.weights[best])
     assert torch.equal(weights(encoder.model), evaluator.weights[2])
+    assert caplog.text.count("the evaluator gives NaN") == sum(map(math.isnan, scores))
 
 
 def test_the_last_model_is_saved_where_nobody_judges(pretrained, tmp_path):

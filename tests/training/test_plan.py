@@ -19,7 +19,9 @@ from cross_trainer import (
     ConfigurationError,
     CrossEncoderTrainer,
     DataError,
+    InfoNCELoss,
     LambdaLoss,
+    ListNetLoss,
     PairCollator,
     binary_metrics,
     make_plan,
@@ -167,6 +169,19 @@ def test_a_trainer_without_data_plans_when_it_sees_some(tmp_path):
     assert trainer.plan.loss == BinaryCrossEntropyLoss()
 
 
+def longer_tokenizer():
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens([f"new{index}" for index in range(150)])
+    return tokenizer
+
+
+def test_more_embeddings_than_tokens_are_fine():
+    model = build_model()
+    model.resize_token_embeddings(len(longer_tokenizer()))
+    assert make_plan(model, BINARY, data_collator=PairCollator(longer_tokenizer())).num_labels == 1
+    assert make_plan(model, BINARY, data_collator=PairCollator(build_tokenizer())).num_labels == 1
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -183,6 +198,15 @@ def test_a_trainer_without_data_plans_when_it_sees_some(tmp_path):
             {"train_dataset": BINARY, "data_collator": PairCollator(build_tokenizer(), max_length=65)},
             ConfigurationError,
             "positions for 64 tokens",
+        ),
+        (
+            {"train_dataset": BINARY, "data_collator": PairCollator(longer_tokenizer())},
+            ConfigurationError,
+            r"token 'new149' has the id 2\d\d, but the model has embeddings for 200 tokens.*resize_token_embeddings",
+        ),
+        *(
+            ({"train_dataset": BINARY, "compute_loss_func": loss}, ConfigurationError, r"train_dataset=group_by_query")
+            for loss in (LambdaLoss(), ListNetLoss(), InfoNCELoss())
         ),
     ],
 )

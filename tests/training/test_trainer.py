@@ -17,6 +17,8 @@ import torch
 from conftest import SENTENCES, build_model, build_tokenizer
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
     DataCollatorWithPadding,
     EarlyStoppingCallback,
     MPNetConfig,
@@ -39,6 +41,7 @@ from cross_trainer import (
     MSELoss,
     PairCollator,
 )
+from cross_trainer.errors import NotFiniteError
 from cross_trainer.training.trainer import last_complete_checkpoint
 
 
@@ -75,6 +78,16 @@ def lists(rows=7):
             }
             for index in range(rows)
         ]
+    )
+
+
+def positives(rows=8):
+    """Queries, each with a document that answers it."""
+    return Dataset.from_dict(
+        {
+            "query": [SENTENCES[index % 12] for index in range(rows)],
+            "positive": [SENTENCES[(index * 5 + 1) % 12] for index in range(rows)],
+        }
     )
 
 
@@ -622,6 +635,387 @@ def test_a_stream_trains_like_its_rows(tmp_path):
 def test_a_streams_first_rows_are_checked(tmp_path):
     with pytest.raises(DataError, match=r"row 3: label 5\.0 is outside"):
         train(tmp_path, pairs(4, labels=[0.0, 0.5, 1.0, 5.0]).to_iterable_dataset(), max_steps=1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_goes_on_as_if_it_had_never_stopped(tmp_path, stream, workers):
+    """In the middle of either pass over the data, with swaps and dropout, bit for bit."""
+
+    def build(folder):
+        dataset = pairs(20)
+        if stream:
+            dataset = dataset.to_iterable_dataset(num_shards=4).shuffle(seed=1, buffer_size=8)
+        return CrossEncoderTrainer(
+            build_model(dropout=0.1),
+            arguments(
+                folder,
+                per_device_train_batch_size=2,
+                gradient_accumulation_steps=2,
+                save_strategy="steps",
+                save_steps=1,
+                num_train_epochs=2,
+                max_steps=12 if stream else -1,
+                dataloader_num_workers=workers,
+            ),
+            train_dataset=dataset,
+            data_collator=PairCollator(build_tokenizer(), swap=True),
+        )
+
+    whole = build(tmp_path / "whole")
+    whole.train()
+    for step in (2, 5, 7):
+        resumed = build(tmp_path / f"resumed-{step}")
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert torch.equal(weights(resumed.model), weights(whole.model)), step
+
+
+def test_swaps_differ_from_pass_to_pass(tmp_path, tokenizer, monkeypatch):
+    seen, swapped = [], PairCollator._swapped
+    monkeypatch.setattr(PairCollator, "_swapped", lambda *given: seen.append(swapped(*given)) or seen[-1])
+    options = {"num_train_epochs": 2, "train_sampling_strategy": "sequential", "per_device_train_batch_size": 21}
+    train(tmp_path, pairs(), trainer_options={"data_collator": PairCollator(tokenizer, swap=True)}, **options)
+    first, second = seen
+    assert [set(pair) for pair in first] == [set(pair) for pair in second]
+    assert first != second
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_stream_predicts_what_its_rows_predict(tmp_path, tokenizer, other):
+    """10 rows in batches of 4, by somebody's own metrics, and with another collator, too."""
+
+    def squares(evaluation):
+        assert len(evaluation.predictions) == len(evaluation.label_ids) == 10
+        return {"mse": float(((evaluation.predictions[:, 0] - evaluation.label_ids) ** 2).mean())}
+
+    dataset = tokenised(tokenizer).select(range(10)) if other else pairs(10)
+    trainer = CrossEncoderTrainer(
+        build_model(),
+        arguments(tmp_path, per_device_eval_batch_size=4),
+        eval_dataset=dataset,
+        data_collator=DataCollatorWithPadding(tokenizer) if other else PairCollator(tokenizer),
+        compute_loss_func=MSELoss(),
+        compute_metrics=squares,
+    )
+    mapped, streamed = trainer.predict(dataset), trainer.predict(dataset.to_iterable_dataset())
+    np.testing.assert_allclose(streamed.predictions, mapped.predictions, atol=1e-6)
+    assert streamed.metrics["test_mse"] == pytest.approx(mapped.metrics["test_mse"])
+    assert streamed.metrics["test_loss"] == pytest.approx(mapped.metrics["test_loss"])
+
+
+def test_workers_do_not_shuffle_a_streams_evaluation(tmp_path, tokenizer):
+    dataset = pairs(10)
+    trainer = CrossEncoderTrainer(
+        build_model(),
+        arguments(tmp_path, per_device_eval_batch_size=2, dataloader_num_workers=2, dataloader_prefetch_factor=2),
+        eval_dataset=dataset,
+        processing_class=tokenizer,
+    )
+    streamed = trainer.predict(dataset.to_iterable_dataset(num_shards=2)).predictions
+    np.testing.assert_allclose(streamed, trainer.predict(dataset).predictions, atol=1e-6)
+    assert trainer.args.dataloader_num_workers == 2
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_drop_last_is_for_training(tmp_path, tokenizer, drop_last):
+    options = {"per_device_eval_batch_size": 4, "dataloader_drop_last": drop_last}
+    trainer = train(tmp_path, pairs(21), tokenizer=tokenizer, **options)
+    assert trainer.state.global_step == (2 if drop_last else 3)
+    assert len(trainer.predict(pairs(10)).predictions) == 10
+    assert len(trainer.predict(lists(10)).predictions) == 10
+
+
+def test_somebodys_loss_never_sees_a_row_that_fills_up(tmp_path):
+    """21 rows in batches of 8: the last batch of a stream has 5 rows and no label of -100."""
+
+    def loss(outputs, labels, num_items_in_batch=None):
+        assert (labels >= 0).all()
+        return (outputs.logits.squeeze(-1) - labels).square().sum() / num_items_in_batch
+
+    options = {"max_steps": 3, "optim": "sgd", "learning_rate": 1e-3, "trainer_options": {"compute_loss_func": loss}}
+    streamed = train(tmp_path, pairs().to_iterable_dataset(), **options)
+    mapped = train(tmp_path, pairs(), train_sampling_strategy="sequential", **options)
+    assert torch.equal(weights(streamed.model), weights(mapped.model))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(float("nan"), "label nan is not finite"), (5.0, r"label 5\.0 is outside \[0, 1\]")]
+)
+def test_the_rest_of_a_stream_is_checked_as_it_goes_by(tmp_path, value, message):
+    labels = [index % 2 * 1.0 for index in range(1100)]
+    labels[1050] = value
+    stream = pairs(1100, labels).to_iterable_dataset()
+    with pytest.raises(DataError, match=f"Column 'label', row 1050: {message}"):
+        train(tmp_path, stream, max_steps=20, per_device_train_batch_size=64)
+    trainer = CrossEncoderTrainer(
+        build_model(),
+        arguments(tmp_path, per_device_eval_batch_size=64),
+        eval_dataset=pairs(8),
+        processing_class=build_tokenizer(),
+    )
+    with pytest.raises(DataError, match=f"row 1050: {message}"):
+        trainer.predict(stream)
+
+
+def test_negatives_of_an_evaluation_come_from_the_whole_set(tmp_path, tokenizer):
+    made = []
+    for size in (1, 3, 12):
+        trainer = CrossEncoderTrainer(
+            build_model(),
+            arguments(tmp_path, per_device_eval_batch_size=size),
+            train_dataset=positives(12),
+            eval_dataset=positives(12),
+            data_collator=PairCollator(tokenizer, in_batch_negatives=3),
+        )
+        made.append(trainer.predict(positives(12)).predictions)
+    assert made[0].shape == (12, 4)
+    np.testing.assert_allclose(made[1], made[0], atol=1e-5)
+    np.testing.assert_allclose(made[2], made[0], atol=1e-5)
+
+
+# -- numbers that are none ---------------------------------------------------------------------------------------------
+
+
+class Spoil(TrainerCallback):
+    """Make a weight NaN before the second step."""
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 1:
+            with torch.no_grad():
+                model.classifier.weight[0, 0] = float("nan")
+
+
+class InfiniteLoss:
+    """Infinite in the first batch that has a label of 0.75, which row 3 is the first to have."""
+
+    couples_rows = True
+
+    def __init__(self) -> None:
+        self.spoilt = False
+
+    def __call__(self, outputs, labels, num_items_in_batch=None):
+        loss = (outputs["logits"].squeeze(-1) - labels).square().sum() / num_items_in_batch
+        if self.spoilt or not (labels == 0.75).any():
+            return loss
+        self.spoilt = True
+        return loss * torch.inf
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        ({}, "0, 1, 2, 3, 4, 5, 6, 7"),
+        ({"gradient_accumulation_steps": 4, "per_device_train_batch_size": 2}, "2, 3"),
+        ({"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}, "0, 1, 2, 3"),
+    ],
+)
+@pytest.mark.parametrize("max_tokens", [None, 40])
+def test_training_stops_where_the_loss_is_not_finite(tmp_path, options, rows, max_tokens):
+    options = {**options, "train_sampling_strategy": "sequential"}
+    model, given = build_model(), {"compute_loss_func": InfiniteLoss(), "max_tokens": max_tokens}
+    with pytest.raises(NotFiniteError, match=rf"Step 1: The loss is inf.*held the rows {rows}\."):
+        train(tmp_path, pairs(), model, trainer_options=given, **options)
+    assert torch.equal(weights(model), weights(build_model()))
+    given = {"compute_loss_func": InfiniteLoss(), "max_tokens": max_tokens, "stop_on_nan": False}
+    trainer = train(tmp_path, pairs(), trainer_options=given, **options)
+    assert weights(trainer.model).isnan().any()
+
+
+def test_training_stops_where_a_gradient_is_not_finite(tmp_path):
+    class NoGradient(torch.autograd.Function):
+        """A sum whose gradient is NaN."""
+
+        @staticmethod
+        def forward(ctx, values):
+            ctx.shape = values.shape
+            return values.sum()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return torch.full(ctx.shape, float("nan"))
+
+    def loss(outputs, labels, num_items_in_batch=None):
+        return NoGradient.apply(outputs.logits)
+
+    with pytest.raises(FloatingPointError, match="Step 1: The loss is finite, but its gradient's norm is nan"):
+        train(tmp_path, pairs(), trainer_options={"compute_loss_func": loss})
+    with pytest.raises(NotFiniteError, match="Step 2: The loss is nan"):
+        train(tmp_path, pairs(), trainer_options={"callbacks": [Spoil()]})
+
+
+def test_a_metric_that_is_nan_is_never_the_best(tmp_path, caplog):
+    values = iter([float("nan"), 0.2, float("nan"), 0.1])
+    with caplog.at_level(logging.WARNING, logger="cross_trainer"):
+        trainer = CrossEncoderTrainer(
+            build_model(),
+            arguments(
+                tmp_path,
+                eval_strategy="epoch",
+                save_strategy="epoch",
+                load_best_model_at_end=True,
+                metric_for_best_model="found",
+                greater_is_better=True,
+                num_train_epochs=4,
+            ),
+            train_dataset=pairs(),
+            eval_dataset=pairs(9),
+            processing_class=build_tokenizer(),
+            compute_metrics=lambda _: {"found": next(values)},
+        )
+        trainer.train()
+    assert trainer.state.best_metric == 0.2
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-6")
+    assert torch.equal(weights(trainer.model), weights(build_from(trainer, tmp_path / "checkpoint-6")))
+    assert caplog.text.count("metric_for_best_model 'found' is NaN") == 2
+
+
+# -- what a model returns ----------------------------------------------------------------------------------------------
+
+
+def build_bart():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return BartForSequenceClassification(
+            BartConfig(
+                vocab_size=200,
+                d_model=32,
+                encoder_layers=1,
+                decoder_layers=1,
+                encoder_attention_heads=2,
+                decoder_attention_heads=2,
+                encoder_ffn_dim=32,
+                decoder_ffn_dim=32,
+                max_position_embeddings=66,
+                pad_token_id=0,
+                bos_token_id=2,
+                eos_token_id=3,
+                decoder_start_token_id=2,
+                num_labels=1,
+            )
+        )
+
+
+@pytest.mark.parametrize("kind", ["bart", "hidden states", "attentions", "tuples"])
+@pytest.mark.parametrize("padding_free", [False, True])
+def test_only_logits_are_kept_of_an_evaluation(tmp_path, kind, padding_free):
+    options = {
+        "hidden states": {"output_hidden_states": True},
+        "attentions": {"output_attentions": True, "attn_implementation": "eager"},
+        "tuples": {"return_dict": False},
+    }
+    tokenizer = build_tokenizer()
+    if kind == "bart":
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    for dataset, shape in ((lists(), (7, 4)), (pairs(), (21, 1)), (lists().remove_columns("labels"), (7, 4))):
+        trainer = CrossEncoderTrainer(
+            build_bart() if kind == "bart" else build_model(**options[kind]),
+            arguments(tmp_path, per_device_eval_batch_size=3),
+            eval_dataset=dataset if shape == (21, 1) else lists(),
+            processing_class=tokenizer,
+            padding_free=padding_free,
+        )
+        assert trainer.predict(dataset).predictions.shape == shape
+
+
+def test_lists_without_labels_keep_every_score(tmp_path, tokenizer):
+    trainer = CrossEncoderTrainer(
+        build_model(),
+        arguments(tmp_path, per_device_eval_batch_size=4),
+        eval_dataset=lists(10),
+        processing_class=tokenizer,
+    )
+    labelled = trainer.predict(lists(10)).predictions
+    np.testing.assert_array_equal(trainer.predict(lists(10).remove_columns("labels")).predictions, labelled)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_loss_alone_is_that_of_all_rows(tmp_path, tokenizer, size, alone):
+    trainer = CrossEncoderTrainer(
+        build_model(),
+        arguments(tmp_path, per_device_eval_batch_size=size, prediction_loss_only=alone),
+        eval_dataset=lists(7),
+        processing_class=tokenizer,
+    )
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == pytest.approx(3.6856657, abs=1e-4)
+    assert ("eval_map" in metrics) != alone
+    assert (trainer.predict(lists(7)).predictions is None) == alone
+
+
+@pytest.mark.parametrize("option", ["batch_eval_metrics", "eval_do_concat_batches"])
+def test_metrics_that_need_all_rows_say_so(tmp_path, tokenizer, option):
+    args = arguments(tmp_path, per_device_eval_batch_size=4, **{option: option == "batch_eval_metrics"})
+    with pytest.raises(ConfigurationError, match=f"{option}=.* needs"):
+        CrossEncoderTrainer(build_model(), args, eval_dataset=pairs(), processing_class=tokenizer)
+    seen = []
+
+    def metrics(evaluation, compute_result=True):
+        seen.append(evaluation)
+        return {"calls": len(seen)}
+
+    for dataset in (pairs(10), pairs(10).to_iterable_dataset()):
+        seen.clear()
+        trainer = CrossEncoderTrainer(
+            build_model(), args, eval_dataset=dataset, processing_class=tokenizer, compute_metrics=metrics
+        )
+        assert trainer.evaluate()["eval_calls"] == (3 if option == "batch_eval_metrics" else 1)
+        found = [each.predictions for each in seen] if option == "batch_eval_metrics" else seen[0].predictions
+        assert [len(batch) for batch in found] == [4, 4, 2]
+
+
+# -- a model by its name -----------------------------------------------------------------------------------------------
+
+
+def test_a_model_by_its_path_and_by_more_than_its_name(tmp_path, pretrained):
+    trainer = CrossEncoderTrainer(
+        Path(pretrained),
+        arguments(tmp_path),
+        train_dataset=pairs(),
+        model_kwargs={"attn_implementation": "eager", "local_files_only": True, "revision": "main"},
+    )
+    assert trainer.model.config.num_labels == 1
+    assert trainer.model.config._attn_implementation == "eager"
+    assert trainer.model.dtype == torch.float32
+    with pytest.raises(ConfigurationError, match=r"model_kwargs=.* are for a model given by its name"):
+        CrossEncoderTrainer(
+            build_model(),
+            arguments(tmp_path),
+            train_dataset=pairs(),
+            processing_class=build_tokenizer(),
+            model_kwargs={"revision": "main"},
+        )
+
+
+REMOTE = """
+from transformers import BertConfig, BertForSequenceClassification
+
+class OwnConfig(BertConfig):
+    model_type = "own"
+
+class OwnModel(BertForSequenceClassification):
+    config_class = OwnConfig
+"""
+
+
+def write_own_model(folder):
+    """A model whose code lies beside its weights."""
+    build_model().save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    (folder / "own.py").write_text(REMOTE)
+    config = json.loads((folder / "config.json").read_text())
+    places = {"AutoConfig": "own.OwnConfig", "AutoModelForSequenceClassification": "own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": places}))
+
+
+def test_a_model_with_code_of_its_own(tmp_path):
+    write_own_model(tmp_path / "model")
+    options = {"train_dataset": pairs(), "model_kwargs": {"trust_remote_code": True}}
+    trainer = CrossEncoderTrainer(tmp_path / "model", arguments(tmp_path), **options)
+    trainer.train()
+    assert type(trainer.model).__name__ == "OwnModel"
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        CrossEncoderTrainer(tmp_path / "model", arguments(tmp_path, disable_tqdm=True), train_dataset=pairs())
 
 
 # -- saving ------------------------------------------------------------------------------------------------------------

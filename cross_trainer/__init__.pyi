@@ -7,6 +7,7 @@ from .errors import ConfigurationError as ConfigurationError
 from .errors import CrossTrainerError as CrossTrainerError
 from .errors import DataError as DataError
 from .errors import MissingDependencyError as MissingDependencyError
+from .errors import NotFiniteError as NotFiniteError
 from .errors import UnsupportedModelError as UnsupportedModelError
 from .execution.padding_free import enable_padding_free as enable_padding_free
 from .metrics.evaluate_modules import from_evaluate as from_evaluate

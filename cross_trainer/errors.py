@@ -18,7 +18,7 @@ class CrossTrainerError(Exception):
     """Parent of every error that this package raises on purpose.
 
     >>> [each.__name__ for each in CrossTrainerError.__subclasses__()]
-    ['DataError', 'ConfigurationError', 'UnsupportedModelError', 'MissingDependencyError']
+    ['DataError', 'NotFiniteError', 'ConfigurationError', 'UnsupportedModelError', 'MissingDependencyError']
     """
 
 
@@ -31,7 +31,11 @@ class DataError(CrossTrainerError, ValueError):
 
 
 class NotFiniteError(CrossTrainerError, FloatingPointError):
-    """A loss or a gradient in training is NaN or infinite: the message names the step and the rows."""
+    """A loss or a gradient in training is NaN or infinite: the message names the step and the rows.
+
+    >>> issubclass(NotFiniteError, FloatingPointError)
+    True
+    """
 
 
 class ConfigurationError(CrossTrainerError, ValueError):
@@ -64,5 +68,5 @@ def check_whole(name: str, value: object, lowest: int = 1) -> None:
     Raises:
         ConfigurationError: It isn't a whole number, or it is below `lowest`.
     """
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < lowest:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < lowest:
         raise ConfigurationError(f"{name}={value!r}: expected a whole number, {lowest} or more.")

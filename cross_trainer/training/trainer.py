@@ -271,15 +271,16 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
 
     def rows_to_load(self, dataset: Rows, batch_size: int, is_training: bool) -> Rows:
         """Rows with what their columns are for, which the collator reads."""
-        if not is_training and (isinstance(self.data_collator, PairCollator) or self.plan is not None):
-            planned = self._data_plan(dataset)
-            if self.plan is not None and self.plan.chose_metrics:
-                self._measure_by(planned.metrics)
-        if not isinstance(self.data_collator, PairCollator):
+        collates_pairs = isinstance(self.data_collator, PairCollator)
+        if not collates_pairs and (is_training or self.plan is None):
+            return dataset
+        planned = self._data_plan(dataset)
+        if not is_training and self.plan is not None and self.plan.chose_metrics:
+            self._measure_by(planned.metrics)
+        if not collates_pairs:
             return dataset
         if self.args.dataloader_num_workers:
-            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each worker is a process of its own
-        planned = self._data_plan(dataset)
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each worker is a process
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         if is_stream(dataset):
             rows: Any = StreamedItems(

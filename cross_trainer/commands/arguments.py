@@ -114,7 +114,7 @@ def read_config(path: str | Path, kind: type[RecipeArguments]) -> list[str]:
 
     Args:
         path: One level of `name: value`, where a value may be a list; mappings are for the arguments that take JSON.
-        kind: The dataclass of arguments, beside all `TrainingArguments`.
+        kind: The dataclass of arguments, in addition to all `TrainingArguments`.
 
     Raises:
         ConfigurationError: The file is no such YAML, or an argument is unknown; the message names it.

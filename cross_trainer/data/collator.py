@@ -114,7 +114,7 @@ class PairCollator:
                 f"padding={padding!r}: pairs of a batch differ in length; expected True, 'longest' or 'max_length'."
             )
         if max_length is not None and max_length <= tokenizer.num_special_tokens_to_add(pair=True) + 1:
-            raise ConfigurationError(f"max_length={max_length} leaves no room for two texts beside the special tokens.")
+            raise ConfigurationError(f"max_length={max_length} leaves no room for two texts and the special tokens.")
         if in_batch_negatives < 0:
             raise ConfigurationError(f"in_batch_negatives={in_batch_negatives}: expected 0 or more.")
         self.tokenizer = tokenizer
@@ -247,7 +247,7 @@ class PairCollator:
                 "swap=True is for training alone, and this collator can't tell these rows from those of an evaluation. "
                 "Give the Trainer train_dataset=collator.for_training(rows), or train with CrossEncoderTrainer."
             )
-        if not isinstance(self.columns, Columns):  # nobody has resolved them: the first batch tells
+        if not isinstance(self.columns, Columns):  # not resolved yet: the first batch decides
             _check_not_removed(rows)
             self.columns = resolve_columns(rows, self.columns, self.in_batch_negatives)
         return [Item(row, self.columns, training=not self.swap) for row in rows]  # type: ignore[arg-type]

@@ -122,7 +122,7 @@ class Columns:
     label_width: int = 0
 
     def __repr__(self) -> str:
-        """What isn't as it is by default."""
+        """The fields that differ from their defaults."""
         given = [each for each in dataclasses.fields(self) if getattr(self, each.name) != each.default]
         return f"Columns({', '.join(f'{each.name}={getattr(self, each.name)!r}' for each in given)})"
 

@@ -45,7 +45,7 @@ SCHEDULERS = {
 
 @dataclass(frozen=True)
 class FitSettings:
-    """The arguments of `CrossEncoder.fit`, which tells what they mean."""
+    """The arguments of `CrossEncoder.fit`, which documents them."""
 
     evaluator: Callable[..., Any] | None
     epochs: float
@@ -78,7 +78,7 @@ class FitSettings:
 def fit(
     encoder: CrossEncoder, train_dataloader: DataLoader[Any], settings: FitSettings, *, keep_activation: bool
 ) -> None:
-    """Train an encoder's model in place; see `CrossEncoder.fit`. `keep_activation` leaves the encoder's as it is.
+    """Train an encoder's model in place; see `CrossEncoder.fit`. `keep_activation` leaves the encoder's activation alone.
 
     Raises:
         ConfigurationError: The loader has no batch size or no length, or an argument can't be followed.

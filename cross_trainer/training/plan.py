@@ -339,10 +339,10 @@ def default_collator(
 ) -> PairCollator:
     """A collator that reads pairs as the model was trained to, where `options` of `PairCollator` don't say otherwise.
 
-    Its tokenizer is the one that is saved beside the model, if none is given.
+    Its tokenizer is the one saved with the model, if none is given.
 
     Raises:
-        ConfigurationError: The model was loaded from nowhere, so no tokenizer lies beside it.
+        ConfigurationError: The model doesn't say where it was loaded from, so there is no tokenizer to load.
     """
     name = model if isinstance(model, str) else getattr(model, "name_or_path", "")
     if tokenizer is None:
@@ -480,7 +480,7 @@ def choose_num_labels(found: Survey) -> int:
 
 
 def assume_labels(config: Any) -> Survey:
-    """What labels to expect by a model's config alone, where another collator makes them of rows of its own kind."""
+    """What labels to expect by a model's config alone, where somebody else's collator makes them."""
     if config.problem_type == "multi_label_classification":
         return Survey(kind="multi", width=config.num_labels)
     return Survey(kind="class" if config.num_labels > 1 else "real")

@@ -24,7 +24,7 @@ class FilledBatchSampler(Sampler[list[int]]):
 
     def __init__(self, sampler: BatchSampler, past_end: int, multiple: int) -> None:
         self.batches = sampler
-        self.sampler = sampler.sampler  # whoever sets the epoch looks it up here
+        self.sampler = sampler.sampler  # the epoch is set on what is found here
         self.batch_size = sampler.batch_size
         self.drop_last = False
         self.past_end = past_end

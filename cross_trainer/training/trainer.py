@@ -76,14 +76,14 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             `IterableDataset`, a torch `Dataset` or a list. Of a `DatasetDict` the split "train" is taken, and
             "validation" where `eval_dataset` isn't given.
         eval_dataset: Likewise, or a mapping from names to data sets.
-        processing_class: The tokenizer. Default: the collator's, else the one that lies beside the model.
+        processing_class: The tokenizer. Default: the collator's, else the one saved with the model.
         compute_loss_func: A loss of `cross_trainer.training.losses`, or any callable `(outputs, labels,
             num_items_in_batch)`.
         compute_metrics: A factory's result of `cross_trainer.metrics`, or any callable on an `EvalPrediction`, whose
-            predictions are logits [P, C], or [G, D] beside labels [G, D] for queries with several documents.
+            predictions are logits [P, C], or [G, D] with labels [G, D] for queries with several documents.
         padding_free: Compute no padding inside the transformer layers. Where the model doesn't allow it, batches on the
             CPU are cut into pieces of similar lengths, if the loss adds up over rows, which avoids most of it.
-        max_tokens: No forward pass sees more than so many tokens; larger batches are cut, with the same gradient. On
+        max_tokens: No forward pass sees more tokens than this; larger batches are cut, with the same gradient. On
             CPUs the pieces of training hold `cross_trainer.token_budget.CPU_TOKENS` at most.
         stop_on_nan: Stop training with an error that names the step and the rows where a loss or a gradient is NaN or
             infinite, before the model's weights are. Without it, the step is taken.
@@ -617,7 +617,7 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
-        """Predict a batch; scores of queries with several documents come as a grid [G, D] beside their labels."""
+        """Predict a batch; scores of queries with several documents come as a grid [G, D], like their labels."""
         batch = inputs
         given = {name: inputs.get(name) for name in (*_NOT_FOR_MODELS, "labels")}
         labels = given["labels"]

@@ -78,7 +78,7 @@ class FitSettings:
 def fit(
     encoder: CrossEncoder, train_dataloader: DataLoader[Any], settings: FitSettings, *, keep_activation: bool
 ) -> None:
-    """Train an encoder's model in place; see `CrossEncoder.fit`. `keep_activation` leaves the encoder's activation alone.
+    """Train an encoder's model in place; see `CrossEncoder.fit`. `keep_activation` leaves the encoder's activation.
 
     Raises:
         ConfigurationError: The loader has no batch size or no length, or an argument can't be followed.

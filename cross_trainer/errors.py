@@ -40,5 +40,5 @@ def check_whole(name: str, value: object, lowest: int = 1) -> None:
     Raises:
         ConfigurationError: It isn't a whole number, or it is below `lowest`.
     """
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < lowest:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < lowest:
         raise ConfigurationError(f"{name}={value!r}: expected a whole number, {lowest} or more.")

@@ -139,7 +139,7 @@ def _poolers(base: Any) -> list[nn.Module]:
 def _in_float32(part: Any, states: Tensor) -> Tensor:
     """A linear layer or a layer norm in float32, or in its own precision if that is higher."""
     dtype = torch.promote_types(states.dtype, torch.float32)
-    weight, bias = (None if each is None else each.to(dtype) for each in (part.weight, part.bias))
+    weight, bias = part.weight.to(dtype), None if part.bias is None else part.bias.to(dtype)
     with torch.autocast(states.device.type, enabled=False):
         if isinstance(part, nn.LayerNorm):
             return F.layer_norm(states.to(dtype), part.normalized_shape, weight, bias, part.eps)

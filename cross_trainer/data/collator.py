@@ -125,6 +125,7 @@ class PairCollator:
         self.columns = columns
         self.swap = swap
         self.in_batch_negatives = in_batch_negatives
+        self.padding_side: str | None = None  # the tokenizer's
         self.describes_rows = False
         self._marked = False
         self._counts = _shared_counts()
@@ -141,14 +142,15 @@ class PairCollator:
         limit = self.max_length if self.max_length is not None else self.tokenizer.model_max_length
         return limit if limit < _UNBOUNDED else None
 
-    def as_planned(self, max_length: int | None) -> PairCollator:
-        """This collator for `CrossEncoderTrainer`: with another `max_length`, and rows named in their batches.
+    def as_planned(self, max_length: int | None, padding_side: str | None) -> PairCollator:
+        """This collator for `CrossEncoderTrainer`: as long and padded as the model allows, with rows named in batches.
 
         Batches have two more entries that no model reads: `ROW_NUMBERS`, and `NUM_DOCUMENTS` for lists without labels.
         Both collators count into the same statistics.
         """
         planned = copy.copy(self)
         planned.max_length = max_length
+        planned.padding_side = padding_side
         planned.describes_rows = True
         return planned
 
@@ -200,7 +202,7 @@ class PairCollator:
             pairs = self._swapped(items, texts) if training and self.swap else flat_pairs(texts)
             encoded = encode_pairs(self.tokenizer, pairs, self.length_limit, self.truncation)
             features, truncated = encoded.features, encoded.truncated
-        batch = pad_pairs(self.tokenizer, features, width=self._width(features))
+        batch = pad_pairs(self.tokenizer, features, width=self._width(features), side=self.padding_side)
         if training:
             self._count(batch["attention_mask"], sum(truncated))
         batch |= targets(fields, labels, columns)

@@ -513,14 +513,7 @@ def iterate(dataset: Rows) -> Iterator[Row]:
     dataset = plain_rows(dataset)
     if not hasattr(dataset, "__iter__"):
         return (dataset[index] for index in range(len(dataset)))
-    return iter(unformatted(dataset))
-
-
-def unformatted(dataset: Rows) -> Rows:
-    """A data set whose rows are plain Python, whatever its format; a transform of the user's own stays."""
-    if not hasattr(dataset, "with_format") or is_transformed(dataset):
-        return dataset
-    return dataset.with_format(None)
+    return iter(dataset)
 
 
 def is_transformed(dataset: Rows) -> bool:

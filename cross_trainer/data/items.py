@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from cross_trainer.data.columns import Columns, Row, Rows, select, unformatted
+from cross_trainer.data.columns import Columns, Row, Rows, plain_rows, select
 from cross_trainer.errors import DataError
 
 
@@ -65,7 +65,7 @@ class MappedItems(Dataset[Item]):
         seed: int = 0,
         negatives: Sequence[tuple[str, ...]] = (),
     ) -> None:
-        self.rows = select(unformatted(rows), columns)
+        self.rows = select(plain_rows(rows), columns)
         self.columns = columns
         self.training = training
         self.seed = seed
@@ -127,7 +127,7 @@ class StreamedItems(IterableDataset[Item]):
         seed: int = 0,
         check: Callable[[Row, int], None] | None = None,
     ) -> None:
-        self.rows = unformatted(rows)
+        self.rows = plain_rows(rows)
         self.columns = columns
         self.multiple = multiple
         self.training = training

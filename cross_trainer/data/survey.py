@@ -26,7 +26,7 @@ from cross_trainer.data.columns import (
     is_transformed,
     iterate,
     plain,
-    unformatted,
+    plain_rows,
     unknown_class,
 )
 from cross_trainer.errors import DataError, short
@@ -231,7 +231,7 @@ def text_lengths(dataset: Rows, columns: Columns) -> list[int]:
 def read_batches(dataset: Rows, names: list[str]) -> Iterator[tuple[int, Mapping[str, list[Any]]]]:
     """(index of the first row, {column: values}) of `BATCH_ROWS` rows at a time."""
     if hasattr(dataset, "select_columns") and hasattr(dataset, "with_format") and not is_transformed(dataset):
-        table = unformatted(dataset).select_columns(names)
+        table = plain_rows(dataset).select_columns(names)
         for number, batch in enumerate(table.iter(batch_size=BATCH_ROWS)):
             yield number * BATCH_ROWS, batch
         return

@@ -163,9 +163,10 @@ def check_vocabulary(model: Any, tokenizer: Any) -> None:
         ConfigurationError: Tokens were added, or the tokenizer is another model's; the message names the first one.
     """
     try:
-        rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+        embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     except NotImplementedError:  # it hashes characters, for instance
         return
+    rows = getattr(embeddings, "num_embeddings", None)
     if rows is None or len(tokenizer) <= rows:
         return
     beyond = {index: token for token, index in tokenizer.get_vocab().items() if index >= rows}

@@ -60,6 +60,7 @@ from cross_trainer.saved.folder import (
     saved_text_columns,
     saved_truncation,
 )
+from cross_trainer.saved.loading import check_vocabulary, padding_side
 from cross_trainer.training.losses import (
     BinaryCrossEntropyLoss,
     CrossEntropyLoss,
@@ -118,6 +119,7 @@ class Plan:
         metrics=None,
         max_length=512,
         truncation='longest_first',
+        padding_side='right',
         padding_free=True,
         obstacle=None,
         max_tokens=None,
@@ -133,6 +135,7 @@ class Plan:
         padding_free: Whether the transformer computes no padding.
         obstacle: Why it computes padding, where it was asked not to.
         max_tokens: Tokens of a forward pass at most, or None for no limit.
+        padding_side: Where batches are padded: on which side scores don't change by it.
         config: The model's config as it will be: number and names of labels.
         collator: What makes batches of rows.
         chose_metrics: Whether metrics follow from each data set's own labels, as none were given.
@@ -148,6 +151,7 @@ class Plan:
     padding_free: bool
     obstacle: str | None
     max_tokens: int | None
+    padding_side: str | None
     config: Any = field(compare=False)
     collator: Callable[..., Any] = field(compare=False)
     chose_metrics: bool = True
@@ -212,7 +216,9 @@ class Plan:
                 config.pad_token_id = padding_id(self.collator.tokenizer)
 
 
-_DECISIONS = ("loss", "metrics", "max_length", "truncation", "padding_free", "obstacle", "max_tokens")
+_DECISIONS = (
+    *("loss", "metrics", "max_length", "truncation", "padding_side", "padding_free", "obstacle", "max_tokens"),
+)
 
 
 def make_plan(
@@ -264,7 +270,9 @@ def make_plan(
     columns, labels = _look_at(datasets[0], collator, config)
     if isinstance(model, str):
         config = _new_config(model, labels, source)
-    check_vocabulary(model, config, collator)
+    modules = _modules(model, config, source)
+    if isinstance(collator, PairCollator):
+        check_vocabulary(modules, collator.tokenizer)
     adopt_class_names(config, labels)
     negatives = getattr(collator, "in_batch_negatives", 0)
     if (
@@ -282,7 +290,7 @@ def make_plan(
         logger.info("Loss chosen for %s labels: %s", labels.kind, loss)
     if loss is not None and train_dataset is not None:
         check_shape(loss, columns)
-    obstacle = _obstacle(model, config, source) if padding_free else None
+    obstacle = _obstacle(modules) if padding_free else None
     plan = Plan(
         columns=columns,
         labels=labels,
@@ -293,6 +301,7 @@ def make_plan(
         padding_free=padding_free and obstacle is None,
         obstacle=obstacle,
         max_tokens=_budget(loss, collator, obstacle, device) if max_tokens is None else max_tokens,
+        padding_side=padding_side(modules, collator.tokenizer) if isinstance(collator, PairCollator) else None,
         config=config,
         collator=collator,
         chose_metrics=compute_metrics is None,
@@ -410,26 +419,6 @@ def _limit(collator: Any, config: Any) -> int | None:
     return min((length for length in (asked, limit) if length is not None), default=None)
 
 
-def check_vocabulary(model: Any, config: Any, collator: Any) -> None:
-    """Check that a model has an embedding for every token of its tokenizer.
-
-    Raises:
-        ConfigurationError: It hasn't; the message names a token and the remedy.
-    """
-    if not isinstance(collator, PairCollator):
-        return
-    embedding = None if isinstance(model, str) else model.get_input_embeddings()
-    size = getattr(config, "vocab_size", None) if embedding is None else getattr(embedding, "num_embeddings", None)
-    vocabulary = collator.tokenizer.get_vocab()
-    token, number = max(vocabulary.items(), key=lambda entry: entry[1], default=("", -1))
-    if isinstance(size, int) and number >= size:
-        raise ConfigurationError(
-            f"The tokenizer's token {token!r} has the id {number}, but the model has embeddings for {size} tokens. "
-            f"Load the model and call model.resize_token_embeddings({number + 1}), or use the tokenizer that it was "
-            "trained with."
-        )
-
-
 def check_shape(loss: Loss, columns: Columns) -> None:
     """Check that a loss over the documents of a query gets lists of documents to train on.
 
@@ -444,13 +433,21 @@ def check_shape(loss: Loss, columns: Columns) -> None:
         )
 
 
-def _obstacle(model: Any, config: Any, source: Mapping[str, Any]) -> str | None:
+def _modules(model: torch.nn.Module | str, config: Any, source: Mapping[str, Any]) -> torch.nn.Module:
+    """The model, or where it isn't loaded yet, its modules without their weights."""
+    if not isinstance(model, str):
+        return model
+    with torch.device("meta"):
+        trust = source.get("trust_remote_code", False)
+        skeleton: torch.nn.Module = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
+            config, trust_remote_code=trust
+        )
+    return skeleton
+
+
+def _obstacle(modules: torch.nn.Module) -> str | None:
     """Why the model can't run padding-free, or None."""
-    if isinstance(model, str):
-        with torch.device("meta"):  # its modules without their weights
-            trusted = {"trust_remote_code": source.get("trust_remote_code", False)}
-            model = AutoModelForSequenceClassification.from_config(config, **trusted)  # type: ignore[no-untyped-call]
-    reason = padding_free_obstacle(model)
+    reason = padding_free_obstacle(modules)
     if reason is not None:
         logger.info("Padding-free execution is off: %s", reason)
     return reason

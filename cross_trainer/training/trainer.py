@@ -219,7 +219,7 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         self.compute_loss_func = plan.loss
         self._measure_by(plan.metrics)
         if isinstance(self.data_collator, PairCollator):
-            self.data_collator = self.data_collator.as_planned(plan.max_length)
+            self.data_collator = self.data_collator.as_planned(plan.max_length, plan.padding_side)
         plan.describe(model.config)
 
     def _measure_by(self, metrics: Callable[..., dict[str, float]] | None) -> None:

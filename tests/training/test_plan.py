@@ -61,6 +61,7 @@ def test_repr_shows_one_decision_a_line(folder):
         "    metrics=None,",
         "    max_length=64,",
         "    truncation='longest_first',",
+        "    padding_side='right',",
         "    padding_free=True,",
         "    obstacle=None,",
         "    max_tokens=99,",

@@ -43,7 +43,7 @@ logger = logging.getLogger("cross_trainer.recipes.rankings")  # shown at the lev
 
 K = 10
 METRICS = {"MAP": "map", f"MRR@{K}": f"mrr@{K}", f"nDCG@{K}": f"ndcg@{K}"}
-BATCH_OF_LISTS, BATCH_OF_ROWS = 4, 16
+BATCH_OF_LISTS, BATCH_OF_ROWS = 2, 16
 
 Grid = NDArray[np.float64]  # [G, D]
 
@@ -277,7 +277,7 @@ def load_cross_encoder(name: str, option: str, device: torch.device) -> CrossEnc
 
 
 def set_batch_size(arguments: TrainingArguments, lists: bool) -> None:
-    """Replace a batch size of 0: by 4 lists, as each has many documents, or else by 16 rows."""
+    """Replace a batch size of 0: by 2 lists, as each has many documents, or else by 16 rows."""
     if not arguments.per_device_train_batch_size:
         arguments.per_device_train_batch_size = BATCH_OF_LISTS if lists else BATCH_OF_ROWS
 

@@ -53,9 +53,9 @@ SETTINGS: dict[str, Any] = {
     "model": "distilroberta-base",
     "output_dir": "output/rerank",
     "num_train_epochs": 4,
-    "per_device_train_batch_size": 0,  # 0: 4 queries if rows are lists, else 16 rows
+    "per_device_train_batch_size": 0,  # 0: 2 queries if rows are lists, else 16 rows
     "per_device_eval_batch_size": 8,
-    "learning_rate": 2e-5,  # with a linear decay to 0
+    "learning_rate": 5e-5,  # with a linear decay to 0
     "warmup_steps": 0.1,  # below 1: a share of all steps
     "weight_decay": 0.01,
     "logging_steps": 50,
@@ -68,6 +68,7 @@ SETTINGS: dict[str, Any] = {
 DEMO: dict[str, Any] = {"num_train_epochs": 1, "learning_rate": 1e-4, "logging_steps": 25}
 
 LOSSES = [name for name in vars(losses) if name.endswith("Loss") and name != "CrossEntropyLoss"]  # which is for classes
+DOCUMENTS = 32  # of a query in training at most, where losses compare them
 POINTWISE = ("BinaryCrossEntropyLoss", "MSELoss")
 
 
@@ -77,7 +78,7 @@ class Arguments(RankingArguments):
 
     loss: str | None = field(
         default=None,
-        metadata={"choices": LOSSES, "help": "Default: LambdaLoss for grades, and InfoNCELoss where there are none."},
+        metadata={"choices": LOSSES, "help": "Default: ListNetLoss for grades, and InfoNCELoss where there are none."},
     )
     in_batch_negatives: int = field(
         default=0, metadata={"help": "How many documents of other rows a query gets as negatives."}
@@ -133,7 +134,18 @@ def training_rows(options: Arguments, rows: Dataset, args: TrainingArguments) ->
         return as_they_are(rows, columns)
     check_loss(options.loss, ordered)
     limit = options.documents_per_query
+    if limit is None and options.loss not in POINTWISE:
+        limit = DOCUMENTS
     return lists if limit is None else cap_documents(lists, limit, args.seed)
+
+
+def choose_loss(name: str | None, rows: Dataset) -> Any:
+    """The loss asked for; else ListNetLoss for lists of grades, and for other rows what the trainer chooses."""
+    graded = LABELS in rows.column_names and all(
+        grade >= 0 and grade == int(grade) for grades in rows[LABELS] for grade in grades
+    )
+    name = "ListNetLoss" if name is None and graded else name
+    return None if name is None else getattr(losses, name)()
 
 
 def keep_shape(options: Arguments, columns: Columns) -> bool:
@@ -233,7 +245,7 @@ def main() -> None:
         train_dataset=rows,
         eval_dataset=evaluated["validation"],
         data_collator=PairCollator(tokenizer, options.max_length, in_batch_negatives=options.in_batch_negatives),
-        compute_loss_func=None if options.loss is None else getattr(losses, options.loss)(),
+        compute_loss_func=choose_loss(options.loss, rows),
         compute_metrics=ranking_metrics(relevance_threshold=threshold),
         padding_free=options.padding_free,
         max_tokens=options.max_tokens,

@@ -256,7 +256,7 @@ def test_a_ranker_has_one_label_and_the_layers_asked_for(pretrained):
 
 
 def test_batch_sizes_follow_the_rows_unless_one_is_given():
-    for given, lists, expected in ((0, True, 4), (0, False, 16), (7, True, 7), (7, False, 7)):
+    for given, lists, expected in ((0, True, 2), (0, False, 16), (7, True, 7), (7, False, 7)):
         arguments = SimpleNamespace(per_device_train_batch_size=given)
         set_batch_size(arguments, lists=lists)
         assert arguments.per_device_train_batch_size == expected

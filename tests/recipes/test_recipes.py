@@ -297,9 +297,9 @@ def figures(printed, system):
 @pytest.mark.parametrize(
     ("rows", "options", "loss", "batch"),
     [
-        (LISTS, [], "LambdaLoss", 4),
+        (LISTS, [], "ListNetLoss", 2),
         (LISTS, ["--loss", "ListNetLoss", "--per_device_train_batch_size", "3"], "ListNetLoss", 3),
-        (PAIRS, [], "LambdaLoss", 4),
+        (PAIRS, [], "ListNetLoss", 2),
         (PAIRS, ["--loss", "BinaryCrossEntropyLoss"], "BinaryCrossEntropyLoss", 16),
         (TUPLES, [], "InfoNCELoss", 16),
         (POSITIVES, ["--in_batch_negatives", "3"], "InfoNCELoss", 16),

@@ -236,6 +236,8 @@ def test_arguments_of_training_have_dashes_or_underscores():
         "padding_free": ["false"],
         "in_batch_negatives": ["2"],
         "dry_run": [],
+        "model_revision": ["main"],
+        "trust_remote_code": [],
     }
     assert {entry.name for entry in dataclasses.fields(TrainArguments) if "_" in entry.name} == set(values)
     for name, words in values.items():

@@ -127,8 +127,8 @@ def test_processes_take_each_row_once_and_in_turn(rows, size, processes):
     assert all(item.row is None for item in in_turn[rows:])
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3])
-@pytest.mark.parametrize("size", [1, 2, 3])
+# The sampler fills batches up where processes would get unequal shares of them.
+@pytest.mark.parametrize(("processes", "size"), [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3), (3, 1), (3, 2)])
 def test_negatives_of_an_update_are_those_of_the_uncut_batch(tmp_path, monkeypatch, processes, size):
     """Several processes, each of which knows its own share and what the others say."""
     rows = [{"query": SENTENCES[index % 4], "positive": SENTENCES[(index * 5) % 12]} for index in range(12)]
@@ -137,8 +137,6 @@ def test_negatives_of_an_update_are_those_of_the_uncut_batch(tmp_path, monkeypat
     whole = trainer.data_collator(items.__getitems__(list(range(12))))
     batches = [items.__getitems__(list(range(at, min(at + size, 12)))) for at in range(0, 12, size)]
     shares = [batches[process::processes] for process in range(processes)]
-    if len({len(share) for share in shares}) > 1:
-        pytest.skip("the sampler fills these up")
     said = [[trainer.data_collator.read_texts(batch) for batch in share] for share in shares]
     monkeypatch.setattr("cross_trainer.training.trainer.gather_object", lambda _: said)
     monkeypatch.setattr(type(trainer.accelerator), "num_processes", processes)

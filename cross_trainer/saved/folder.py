@@ -231,8 +231,9 @@ def _save_tokenizer(
     content = _read_json(path)
     if content.get("tokenizer_class") == "TokenizersBackend":  # unknown to transformers 4
         _write_json(path, {**content, "tokenizer_class": "PreTrainedTokenizerFast"})
-    tokens = {name: str(token) for name, token in saved.special_tokens_map.items() if not isinstance(token, list)}
-    _write_json(folder / "special_tokens_map.json", tokens)
+    tokens = {name: getattr(saved, name) for name in saved.SPECIAL_TOKENS_ATTRIBUTES}
+    named = {name: str(token) for name, token in tokens.items() if token is not None}
+    _write_json(folder / "special_tokens_map.json", named)  # FlashRank reads it
 
 
 def _read_json(path: Path) -> dict[str, Any]:

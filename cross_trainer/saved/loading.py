@@ -77,22 +77,31 @@ def load_classifier(
     is_classifier = told.obstacle is None and has_head(config)
     if num_labels is None and not is_classifier:
         raise ConfigurationError(_no_head(name, told.obstacle or f"the architecture {_architecture(config)}"))
-    replaced = num_labels is not None and (not is_classifier or num_labels != config.num_labels)
-    if replaced:
-        forget_scores(config)
-        config.num_labels = num_labels
-    elif told.activation is not None:
+    if told.activation is not None:
         name_activation(config, told.activation)
-    model, missing = _load_weights(name, config, dtype, use_safetensors, replaced, source)
+    if num_labels is not None and num_labels != config.num_labels:
+        if _says_its_labels(name, source):
+            forget_scores(config)
+        config.num_labels = num_labels
+    model, missing = _load_weights(name, config, dtype, use_safetensors, num_labels is not None, source)
     if missing and num_labels is None:
         raise ConfigurationError(_no_head(name, f"no weights for {', '.join(sorted(missing)[:3])}"))
-    if not is_classifier:
-        return Loaded(model, bool(missing))
-    return Loaded(model, bool(missing), told.max_length, told.prompts, told.default_prompt_name)
+    if missing:
+        forget_scores(model.config)  # they were the old head's
+        return Loaded(model, is_new=True)
+    return Loaded(model, False, told.max_length, told.prompts, told.default_prompt_name)
+
+
+def _says_its_labels(name: str, source: dict[str, Any]) -> bool:
+    """Whether a config.json holds the number of labels; without it, transformers assumes two."""
+    from transformers import PretrainedConfig
+
+    said, _ = PretrainedConfig.get_config_dict(name, **source)
+    return bool(said.get("id2label") or said.get("num_labels"))
 
 
 def _load_weights(
-    name: str, config: Any, dtype: torch.dtype | None, use_safetensors: bool, replaced: bool, source: dict[str, Any]
+    name: str, config: Any, dtype: torch.dtype | None, use_safetensors: bool, new_head: bool, source: dict[str, Any]
 ) -> tuple[Any, list[str]]:
     """The model, and the names of its weights that the files don't hold."""
     from transformers import AutoModelForSequenceClassification
@@ -115,7 +124,7 @@ def _load_weights(
             ) from error
         raise
     other = [(key, tuple(found), tuple(built)) for key, found, built in info["mismatched_keys"]]
-    if other and not replaced:
+    if other and not new_head:
         key, found, built = other[0]
         raise ConfigurationError(
             f"{name}: the weights {key} have the shape {found}, and config.json, with {config.num_labels} labels, asks "

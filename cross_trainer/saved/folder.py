@@ -182,16 +182,15 @@ def complete_folder(
         prompts: Texts by name that sentence-transformers may put before the first text of a pair.
         default_prompt_name: The one of them that it does put there.
     """
-    _save_tokenizer(tokenizer, Path(folder), max_length, config.pad_token_id)
+    _save_tokenizer(tokenizer, Path(folder), max_length, getattr(config, "pad_token_id", None))
     described = Path(folder, "config.json")
     content = _read_json(described)
     if content and not content.get("id2label"):  # transformers leaves out two labels without names
         labels = {"id2label": {str(i): name for i, name in config.id2label.items()}, "label2id": config.label2id}
         described.write_text(json.dumps({**content, **labels}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     reading = Path(folder, "sentence_bert_config.json")
-    known = {k: v for k, v in _read_json(reading).items() if k not in {"max_seq_length", "processing_kwargs"}}
     limit = {} if max_length is None else {"max_seq_length": max_length}
-    _write_json(reading, {**known, **limit, "do_lower_case": False, **READING_OF_CLASSIFIERS})
+    _merge_json(reading, {**limit, "do_lower_case": False, **READING_OF_CLASSIFIERS}, OF_OTHER_MODELS)
     scores = Path(folder, "config_sentence_transformers.json")
     ours = {
         "model_type": "CrossEncoder",
@@ -199,7 +198,7 @@ def complete_folder(
         "prompts": dict(prompts or {}),
         "default_prompt_name": default_prompt_name,
     }
-    _write_json(scores, {**_read_json(scores), **ours})
+    _merge_json(scores, ours)
     _write_json(Path(folder, "modules.json"), [{"idx": 0, "name": "0", "path": "", "type": MODULE}])
 
 
@@ -211,6 +210,9 @@ READING_OF_CLASSIFIERS = {
     "module_output_name": "scores",
 }
 """What sentence-transformers 6 asks of `sentence_bert_config.json`: without it, there are no scores."""
+
+OF_OTHER_MODELS = ("max_seq_length", "processing_kwargs")
+"""Keys of `sentence_bert_config.json` that would change how pairs are read."""
 
 
 def _save_tokenizer(
@@ -239,6 +241,12 @@ def _save_tokenizer(
 def _read_json(path: Path) -> dict[str, Any]:
     """What a file says; nothing where there is none."""
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _merge_json(path: Path, ours: dict[str, Any], dropped: Sequence[str] = ()) -> None:
+    """Write our keys, and after them those of others that are there."""
+    kept = {key: value for key, value in _read_json(path).items() if key not in {*ours, *dropped}}
+    _write_json(path, {**ours, **kept})
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -89,6 +89,11 @@ def load_classifier(
     if missing:
         forget_scores(model.config)  # they were the old head's
         return Loaded(model, is_new=True)
+    if told.obstacle is not None:
+        raise ConfigurationError(
+            f"{name}: found {told.obstacle}. To score with its classifier alone, load it with "
+            "AutoModelForSequenceClassification and pass it together with its tokenizer."
+        )
     return Loaded(model, False, told.max_length, told.prompts, told.default_prompt_name)
 
 

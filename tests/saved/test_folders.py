@@ -139,6 +139,9 @@ def test_what_isnt_understood_is_named(tmp_path, file, values, message):
     change(folder / file, **values)
     with pytest.raises(ConfigurationError, match=f"no sequence classifier: found .*{message}"):
         CrossEncoder(folder)
+    with pytest.raises(ConfigurationError, match=f"found .*{message}.*its classifier alone"):
+        CrossEncoder(folder, num_labels=1)
+    assert CrossEncoder(folder, num_labels=2).predict(PAIRS).shape == (len(PAIRS), 2)
 
 
 def test_modules_that_arent_understood_are_named(tmp_path):

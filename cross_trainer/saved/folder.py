@@ -1,15 +1,17 @@
 """What a saved model says about itself, so that every tool which reads it gives the same score.
 
 transformers' pipeline goes by `problem_type` and `id2label`, sentence-transformers by the activation's class path,
-text-embeddings- inference and vLLM by those and by `sentence_bert_config.json`. The config keys are plain Hugging Face
-ones or documented by the tool that reads them; no file of ours is needed to load a model.
+text-embeddings-inference and vLLM by those and by `sentence_bert_config.json`. The config keys are plain Hugging Face
+ones or documented by the tool that reads them; no file of ours is needed to load a model. sentence-transformers'
+`modules.json`, `sentence_bert_config.json` and `config_sentence_transformers.json` are always written, so that none of
+an earlier model stays in the folder or the repository.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -35,9 +37,44 @@ def describe_scores(config: Any, activation: ScoreActivation) -> None:
     problem_types = {"softmax": "single_label_classification", "identity": "regression"}
     several = "multi_label_classification" if config.num_labels > 1 else None
     config.problem_type = problem_types.get(activation, several)
-    path = ACTIVATION_CLASSES[activation]
+    name_activation(config, ACTIVATION_CLASSES[activation])
+
+
+def name_activation(config: Any, path: str) -> None:
+    """Write the class path of an activation under both keys that sentence-transformers has used."""
     config.sentence_transformers = {**(getattr(config, "sentence_transformers", None) or {}), "activation_fn": path}
     config.sbert_ce_default_activation_function = path
+
+
+def activation_path(config: Any) -> str:
+    """The class path of the activation that turns a model's logits [P, C] into scores.
+
+    In this order: `sentence_transformers.activation_fn` of config.json, `sbert_ce_default_activation_function`,
+    `problem_type` as transformers' pipelines follow it, and by default a sigmoid for one label and the logits for more,
+    as in sentence-transformers.
+
+    >>> from transformers import BertConfig
+    >>> activation_path(BertConfig(num_labels=3, problem_type="single_label_classification"))
+    'torch.nn.modules.activation.Softmax'
+    """
+    named = (getattr(config, "sentence_transformers", None) or {}).get("activation_fn")
+    named = getattr(config, "sbert_ce_default_activation_function", None) if named is None else named
+    if named is not None:
+        return str(named)
+    problem = getattr(config, "problem_type", None)
+    if problem == "regression":
+        return ACTIVATION_CLASSES["identity"]
+    if problem == "multi_label_classification" or config.num_labels == 1:
+        return ACTIVATION_CLASSES["sigmoid"]
+    return ACTIVATION_CLASSES["softmax" if problem == "single_label_classification" else "identity"]
+
+
+def forget_scores(config: Any) -> None:
+    """Remove what a config says about the scores of a head that is replaced."""
+    config.problem_type = None
+    for key in ("sentence_transformers", "sbert_ce_default_activation_function"):
+        if hasattr(config, key):  # a null would stop sentence-transformers and vLLM
+            delattr(config, key)
 
 
 def name_labels(config: Any, names: Sequence[str]) -> None:
@@ -125,26 +162,92 @@ def saved_text_columns(config: Any) -> tuple[str, str] | None:
     return None if columns is None else (str(columns[0]), str(columns[1]))
 
 
-def save_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, folder: str | Path, max_length: int | None, pad_token_id: int | None = None
+def complete_folder(
+    folder: str | Path,
+    config: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    prompts: Mapping[str, str] | None = None,
+    default_prompt_name: str | None = None,
 ) -> None:
-    """Save a tokenizer so that every reader cuts and pads pairs as training did.
+    """Write all that a folder with a saved model lacks, so that every reader reads, cuts and scores pairs alike.
 
-    Writes `model_max_length` into the tokenizer's files, and `sentence_bert_config.json`, which
-    text-embeddings-inference and vLLM read. The tokenizer in memory stays as it is.
+    Keys that other tools have put into sentence-transformers' files stay. The tokenizer in memory stays as it is.
 
     Args:
-        tokenizer: The tokenizer.
-        folder: Where to.
+        folder: Where the model is.
+        config: The model's.
+        tokenizer: Its tokenizer.
         max_length: Tokens of a pair at most; None for no limit.
-        pad_token_id: The model's padding token, for a tokenizer without one.
+        prompts: Texts by name that sentence-transformers may put before the first text of a pair.
+        default_prompt_name: The one of them that it does put there.
     """
+    _save_tokenizer(tokenizer, Path(folder), max_length, getattr(config, "pad_token_id", None))
+    described = Path(folder, "config.json")
+    content = _read_json(described)
+    if content and not content.get("id2label"):  # transformers leaves out two labels without names
+        labels = {"id2label": {str(i): name for i, name in config.id2label.items()}, "label2id": config.label2id}
+        described.write_text(json.dumps({**content, **labels}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    reading = Path(folder, "sentence_bert_config.json")
+    limit = {} if max_length is None else {"max_seq_length": max_length}
+    _merge_json(reading, {**limit, "do_lower_case": False, **READING_OF_CLASSIFIERS}, OF_OTHER_MODELS)
+    scores = Path(folder, "config_sentence_transformers.json")
+    ours = {
+        "model_type": "CrossEncoder",
+        "activation_fn": activation_path(config),
+        "prompts": dict(prompts or {}),
+        "default_prompt_name": default_prompt_name,
+    }
+    _merge_json(scores, ours)
+    _write_json(Path(folder, "modules.json"), [{"idx": 0, "name": "0", "path": "", "type": MODULE}])
+
+
+MODULE = "sentence_transformers.base.modules.transformer.Transformer"
+
+READING_OF_CLASSIFIERS = {
+    "transformer_task": "sequence-classification",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
+    "module_output_name": "scores",
+}
+"""What sentence-transformers 6 asks of `sentence_bert_config.json`: without it, there are no scores."""
+
+OF_OTHER_MODELS = ("max_seq_length", "processing_kwargs")
+"""Keys of `sentence_bert_config.json` that would change how pairs are read."""
+
+
+def _save_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, folder: Path, max_length: int | None, pad_token_id: int | None
+) -> None:
+    """Save a tokenizer with the length and the padding of the model, in the form that every version reads."""
     saved = copy.deepcopy(tokenizer)
+    saved.init_kwargs.pop("max_length", None)  # of the pretrained tokenizer.json; fastembed obeys it
+    if saved.is_fast:  # nor the cutting and padding of the last call
+        saved.backend_tokenizer.no_truncation()
+        saved.backend_tokenizer.no_padding()
     if max_length is not None:
         saved.model_max_length = max_length
     if saved.pad_token is None and pad_token_id is not None:
         saved.pad_token = saved.convert_ids_to_tokens(pad_token_id)
     saved.save_pretrained(folder)
-    if max_length is not None:
-        content = {"max_seq_length": max_length, "do_lower_case": False}
-        Path(folder, "sentence_bert_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    path = folder / "tokenizer_config.json"
+    content = _read_json(path)
+    if content.get("tokenizer_class") == "TokenizersBackend":  # unknown to transformers 4
+        _write_json(path, {**content, "tokenizer_class": "PreTrainedTokenizerFast"})
+    tokens = {name: getattr(saved, name) for name in saved.SPECIAL_TOKENS_ATTRIBUTES}
+    named = {name: str(token) for name, token in tokens.items() if token is not None}
+    _write_json(folder / "special_tokens_map.json", named)  # FlashRank reads it
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What a file says; nothing where there is none."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _merge_json(path: Path, ours: dict[str, Any], dropped: Sequence[str] = ()) -> None:
+    """Write our keys, and after them those of others that are there."""
+    kept = {key: value for key, value in _read_json(path).items() if key not in {*ours, *dropped}}
+    _write_json(path, {**ours, **kept})
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

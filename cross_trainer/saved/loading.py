@@ -10,56 +10,113 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from cross_trainer.errors import ConfigurationError
-from cross_trainer.saved.folder import position_limit
+from cross_trainer.saved.folder import (
+    ACTIVATION_CLASSES,
+    activation_path,
+    describe_scores,
+    forget_scores,
+    name_activation,
+    position_limit,
+)
 
 logger = logging.getLogger(__name__)
 
 Activation: TypeAlias = "Callable[[Tensor], Tensor]"
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A saved classifier.
+
+    Attributes:
+        model: The plain transformers model.
+        is_new: Whether its head is new, with random weights.
+        max_length: Tokens of a pair at most, where sentence-transformers' files say so.
+        prompts: Texts by name that sentence-transformers may put before the first text of a pair.
+        default_prompt_name: The one of them that it does put there, or None.
+    """
+
+    model: Any
+    is_new: bool
+    max_length: int | None = None
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None
+
+
 def load_classifier(
     name: str, num_labels: int | None, dtype: torch.dtype | None, use_safetensors: bool, source: dict[str, Any]
-) -> tuple[Any, bool]:
+) -> Loaded:
     """Load a saved model as a sequence classifier.
 
     Args:
         name: On the Hub, or a folder.
-        num_labels: C; None for the saved number, or 1 for a model that is no classifier.
+        num_labels: C, for which a model that has another head gets a new one; None for the saved head.
         dtype: Of the weights; None for the saved one.
         use_safetensors: Refuse pickles.
         source: Where to load from and what to trust: arguments of `from_pretrained`.
 
-    Returns:
-        The model, and whether its head is new.
-
     Raises:
-        ConfigurationError: The only weights are pickles, and they are refused.
+        ConfigurationError: No classification head is saved, and no `num_labels` asks for a new one; its modules aren't
+            those of a plain classifier; or the only weights are pickles, and they are refused.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoConfig
 
     config: Any = AutoConfig.from_pretrained(name, **source)
-    is_classifier = any("Classification" in architecture for architecture in config.architectures or [])
-    wanted = num_labels if num_labels is not None else config.num_labels if is_classifier else 1
-    replaced = wanted != config.num_labels
-    if replaced:
-        config.num_labels = wanted
-        for key in ("sentence_transformers", "sbert_ce_default_activation_function", "problem_type"):
-            if getattr(config, key, None) is not None:  # they describe the old head
-                setattr(config, key, None)
+    told = SentenceTransformersFiles.read(name, source)
+    is_classifier = told.obstacle is None and has_head(config)
+    if num_labels is None and not is_classifier:
+        raise ConfigurationError(_no_head(name, told.obstacle or f"the architecture {_architecture(config)}"))
+    if told.activation is not None:
+        name_activation(config, told.activation)
+    if num_labels is not None and num_labels != config.num_labels:
+        if _says_its_labels(name, source):
+            forget_scores(config)
+        config.num_labels = num_labels
+    model, missing = _load_weights(name, config, dtype, use_safetensors, num_labels is not None, source)
+    if missing and num_labels is None:
+        raise ConfigurationError(_no_head(name, f"no weights for {', '.join(sorted(missing)[:3])}"))
+    if missing:
+        forget_scores(model.config)  # they were the old head's
+        return Loaded(model, is_new=True)
+    if told.obstacle is not None:
+        raise ConfigurationError(
+            f"{name}: found {told.obstacle}. To score with its classifier alone, load it with "
+            "AutoModelForSequenceClassification and pass it together with its tokenizer."
+        )
+    return Loaded(model, False, told.max_length, told.prompts, told.default_prompt_name)
+
+
+def _says_its_labels(name: str, source: dict[str, Any]) -> bool:
+    """Whether a config.json holds the number of labels; without it, transformers assumes two."""
+    from transformers import PretrainedConfig
+
+    said, _ = PretrainedConfig.get_config_dict(name, **source)
+    return bool(said.get("id2label") or said.get("num_labels"))
+
+
+def _load_weights(
+    name: str, config: Any, dtype: torch.dtype | None, use_safetensors: bool, new_head: bool, source: dict[str, Any]
+) -> tuple[Any, list[str]]:
+    """The model, and the names of its weights that the files don't hold."""
+    from transformers import AutoModelForSequenceClassification
+
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             name,
             config=config,
             use_safetensors=use_safetensors,
-            ignore_mismatched_sizes=replaced,
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
             **source,
             **({} if dtype is None else {"dtype": dtype}),
@@ -71,7 +128,105 @@ def load_classifier(
                 "pass use_safetensors=False if you trust their author."
             ) from error
         raise
-    return model, bool(info["missing_keys"] or info["mismatched_keys"])
+    other = [(key, tuple(found), tuple(built)) for key, found, built in info["mismatched_keys"]]
+    if other and not new_head:
+        key, found, built = other[0]
+        raise ConfigurationError(
+            f"{name}: the weights {key} have the shape {found}, and config.json, with {config.num_labels} labels, asks "
+            f"for {built}. Correct id2label in config.json, or pass num_labels={found[0]}."
+        )
+    return model, [*info["missing_keys"], *(key for key, _, _ in other)]
+
+
+def _architecture(config: Any) -> str:
+    return ", ".join(config.architectures or []) or f"of a {config.model_type} without a named class"
+
+
+def has_head(config: Any) -> bool:
+    """Whether a config is a sequence classifier's, as far as it says."""
+    if not config.architectures:
+        return True  # the weights tell
+    own = getattr(config, "auto_map", None) or {}
+    named = any("SequenceClassification" in architecture for architecture in config.architectures)
+    return named or "AutoModelForSequenceClassification" in own
+
+
+def _no_head(name: str, found: str) -> str:
+    return (
+        f"{name} is no sequence classifier: found {found}. Scores need a trained head. For a new one, to be trained, "
+        "pass num_labels=1 or the number of classes."
+    )
+
+
+@dataclass(frozen=True)
+class SentenceTransformersFiles:
+    """What sentence-transformers' own files say about a cross-encoder; nothing where there is no `modules.json`.
+
+    Attributes:
+        obstacle: What keeps the modules from being a plain classifier, in words; None where nothing does.
+        activation: The class path of what makes scores of logits.
+        max_length: Tokens of a pair at most.
+        prompts: Texts by name that may be put before the first text of a pair.
+        default_prompt_name: The one of them that is put there.
+    """
+
+    obstacle: str | None = None
+    activation: str | None = None
+    max_length: int | None = None
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None
+
+    @classmethod
+    def read(cls, name: str, source: Mapping[str, Any]) -> SentenceTransformersFiles:
+        """Read the files of a folder or a repository; files of models that aren't cross-encoders say nothing."""
+        modules = _read_json(name, "modules.json", source)
+        told = _read_json(name, "config_sentence_transformers.json", source) if modules else None
+        if not modules or not told or told.get("model_type") != "CrossEncoder":
+            return cls()
+        reading = _read_json(name, "sentence_bert_config.json", source) or {}
+        default, prompts = told.get("default_prompt_name"), told.get("prompts") or {}
+        return cls(
+            _obstacle(modules, reading, default, prompts),
+            told.get("activation_fn"),
+            reading.get("max_seq_length"),
+            prompts,
+            default,
+        )
+
+
+def _obstacle(modules: list[Any], reading: dict[str, Any], default: str | None, prompts: dict[str, str]) -> str | None:
+    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
+    if kinds != ["Transformer"] or modules[0].get("path"):
+        return (
+            f"the modules {', '.join(kinds)} of sentence-transformers, of which only a single Transformer is understood"
+        )
+    task = reading.get("transformer_task", "sequence-classification")
+    if task != "sequence-classification":
+        return f"a Transformer of sentence-transformers with the task {task!r}"
+    if "text" not in reading.get("modality_config", {"text": {}}):
+        return f"a Transformer of sentence-transformers that reads {', '.join(reading['modality_config'])}, not text"
+    odd = [key for key in ("processing_kwargs", "do_lower_case") if reading.get(key)]
+    if odd:
+        return f"{odd[0]}={reading[odd[0]]!r} in sentence_bert_config.json, which isn't understood"
+    if default is not None and default not in prompts:
+        return f"default_prompt_name={default!r} in config_sentence_transformers.json among the prompts {list(prompts)}"
+    return None
+
+
+def _read_json(name: str, file: str, source: Mapping[str, Any]) -> Any:
+    """A file of a folder or a repository, or None where there is none."""
+    from transformers.utils.hub import cached_file
+
+    asked = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
+    where = {key: source[key] for key in asked if source.get(key) is not None}
+    path = cached_file(
+        name,
+        file,
+        **where,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def load_tokenizer(name: str, source: dict[str, Any]) -> Any:
@@ -196,11 +351,9 @@ def choose_max_length(max_length: int | None, tokenizer: Any, config: Any) -> in
 
 
 def saved_activation(config: Any) -> Activation:
-    """What turns a saved model's logits into scores, as sentence-transformers reads it.
+    """What turns a saved model's logits into scores, as `activation_path` finds it.
 
-    In this order: `sentence_transformers.activation_fn` of config.json, `sbert_ce_default_activation_function`, and by
-    default a sigmoid for one label and the logits themselves for more. Only classes of `torch.nn.modules` are followed,
-    so that no config can have other code run.
+    Only classes of `torch.nn.modules` are followed, so that no config can have other code run.
 
     Args:
         config: The model's config.
@@ -208,24 +361,38 @@ def saved_activation(config: Any) -> Activation:
     Returns:
         A callable on logits [P, C].
     """
-    paths = (
-        (getattr(config, "sentence_transformers", None) or {}).get("activation_fn"),
-        getattr(config, "sbert_ce_default_activation_function", None),
-    )
-    path = next((path for path in paths if path is not None), None)
-    default: nn.Module = nn.Sigmoid() if config.num_labels == 1 else nn.Identity()
-    if path is None:
-        return default
+    path = activation_path(config)
     activation = _torch_module(path)
-    if activation is None:
+    if activation is not None:
+        return activation
+    default: nn.Module = nn.Sigmoid() if config.num_labels == 1 else nn.Identity()
+    logger.warning(
+        "The config's activation %r is no class of torch.nn.modules and is not loaded; %s is used. "
+        "Pass activation=... for another one.",
+        path,
+        default,
+    )
+    return default
+
+
+def describe_activation(config: Any, activation: Activation) -> None:
+    """Write an activation into a model's config, if its class path is enough to make it again; warn if it isn't."""
+    path = f"{type(activation).__module__}.{type(activation).__qualname__}"
+    again = _torch_module(path)
+    settings = [{**vars(module), "dim": -1} for module in (again, activation) if isinstance(module, nn.Module)]
+    if again is None or list(again.parameters()) or str(settings[0]) != str(settings[1]):
         logger.warning(
-            "The config's activation %r is no class of torch.nn.modules and is not loaded; %s is used. "
-            "Pass activation=... for another one.",
-            path,
-            default,
+            "The activation %s can't be saved with the model, whose config keeps %s. Pass activation=... again.",
+            activation,
+            activation_path(config),
         )
-        return default
-    return activation
+        return
+    name = next((name for name, known in ACTIVATION_CLASSES.items() if known == path), None)
+    default = "sigmoid" if config.num_labels == 1 else "identity"
+    if name is None or (name == default and config.problem_type is None):  # nothing was said, and it may be trained yet
+        name_activation(config, path)
+    else:
+        describe_scores(config, name)
 
 
 def _torch_module(path: Any) -> nn.Module | None:

@@ -46,14 +46,16 @@ from cross_trainer.execution.view import (
     structure,
 )
 from cross_trainer.internals import tensor_state
-from cross_trainer.saved.folder import describe_reading, save_tokenizer, saved_text_columns, saved_truncation
+from cross_trainer.saved.folder import complete_folder, describe_reading, saved_text_columns, saved_truncation
 from cross_trainer.saved.loading import (
     Activation,
+    Loaded,
     as_dtype,
     check_loaded,
     check_vocabulary,
     choose_max_length,
     default_device,
+    describe_activation,
     load_classifier,
     load_tokenizer,
     padding_side,
@@ -86,16 +88,16 @@ class CrossEncoder:
 
     Args:
         model_name_or_path: A name on the Hugging Face Hub, a folder, or a loaded model (then give its `tokenizer`).
-        num_labels: C. Default: what the model was saved with; 1 for a model that is no classifier yet, which gets a new
-            head.
+        num_labels: C. Default: what the model was saved with. A model that is no classifier yet needs it, and gets a
+            new head, to be trained; so does a classifier with another number of labels.
         max_length: Tokens of a pair, the rest is cut. Default: the tokenizer's, at most what the model has positions
             for.
         device: Where to compute. Default: a GPU if there is one; in a distributed run the one of this process.
         dtype: Precision of the weights, "bfloat16" or `torch.bfloat16` for instance. Default: as saved. Scores are
             float32 always.
         tokenizer: Instead of the one saved with the model.
-        activation: From logits to scores, used wherever a call names no other. Default: what the model's config asks
-            for, see `saved_activation`.
+        activation: From logits to scores, used wherever a call names no other, and saved with the model if it is a
+            module of `torch.nn`. Default: what the model's files ask for, see `saved.folder.activation_path`.
         truncation: Which text of a pair that is too long is cut: "longest_first", "only_first" or "only_second".
             Default: as the model was trained.
         max_tokens: Tokens of a batch, padding included. Default: by the device, see `MAX_TOKENS`.
@@ -115,11 +117,14 @@ class CrossEncoder:
         tokenizer: Its tokenizer.
         max_length: Tokens of a pair, or None for no limit.
         activation_fn: From logits [P, C] to scores.
+        prompts: Texts by name that sentence-transformers has saved with the model.
+        default_prompt_name: The one that is put before the first text of every pair, or None.
         model_card_data: The newest value of each metric that an evaluator of sentence-transformers has reported, by
             key.
 
     Raises:
-        ConfigurationError: Arguments contradict each other or the model; the message says how.
+        ConfigurationError: The model is no classifier and `num_labels` isn't given, or arguments contradict each other
+            or the model; the message says how.
     """
 
     def __init__(
@@ -151,20 +156,22 @@ class CrossEncoder:
             "cache_dir": cache_dir,
             "local_files_only": local_files_only,
         }
-        self._untrained = False
         if isinstance(model_name_or_path, (str, Path)):
             name = str(model_name_or_path)
-            model, self._untrained = load_classifier(name, num_labels, as_dtype(dtype), use_safetensors, source)
+            loaded = load_classifier(name, num_labels, as_dtype(dtype), use_safetensors, source)
             tokenizer = load_tokenizer(name, source) if tokenizer is None else tokenizer
             device = default_device() if device is None else device
         else:
-            model = check_loaded(model_name_or_path, num_labels)
-            model = model if dtype is None else model.to(as_dtype(dtype))
+            checked = check_loaded(model_name_or_path, num_labels)
+            loaded = Loaded(checked if dtype is None else checked.to(as_dtype(dtype)), is_new=False)
+        model, self._untrained = loaded.model, loaded.is_new
+        self.prompts, self.default_prompt_name = loaded.prompts, loaded.default_prompt_name
         if tokenizer is None:
             raise ConfigurationError("A loaded model needs its tokenizer: CrossEncoder(model, tokenizer=tokenizer).")
         self.model: PreTrainedModel = model if device is None else model.to(device)
         self.tokenizer = with_padding(tokenizer, model)
         check_vocabulary(self.model, self.tokenizer)
+        max_length = loaded.max_length if max_length is None else max_length
         self.max_length = choose_max_length(max_length, self.tokenizer, model.config)
         self.truncation = check_truncation(saved_truncation(model.config) if truncation is None else truncation)
         self._activation_given = activation is not None
@@ -232,7 +239,8 @@ class CrossEncoder:
             distributed: Every process of a distributed run calls this with the same pairs, scores its share, and gets
                 all scores.
             convert_to_numpy: False returns a tensor on the CPU.
-            prompt_name: Accepted for evaluators of sentence-transformers; must be None, as classifiers have no prompts.
+            prompt_name: Of the model's `prompts`, the one to put before the first texts. Default: the model's default
+                prompt, if it has one.
 
         Returns:
             Scores in float32, in the order given: [P] for one label, [P, C] for more. For a single pair one number, or
@@ -242,12 +250,9 @@ class CrossEncoder:
             DataError: A row isn't a pair of texts; the message names the row.
             ConfigurationError: An argument can't be followed.
         """
-        if prompt_name is not None:
-            raise ConfigurationError(
-                f"prompt_name={prompt_name!r}: prompts aren't supported. Put the prompt into the texts."
-            )
+        prompt = self._prompt(prompt_name, symmetric)
         single = is_single(pairs)
-        rows = list(self._read([pairs] if single else pairs, columns))
+        rows = list(self._read([pairs] if single else pairs, columns, prompt))
         distinct, places = unique_pairs(rows)
         engine, chosen = self._engine(batch_size), self._activation(activation)
         share, join = _share(distinct) if distributed else (distinct, identity)
@@ -308,12 +313,27 @@ class CrossEncoder:
         Yields:
             Scores [W, C] of W = `window` rows, fewer in the last one.
         """
+        prompt = self._prompt(symmetric=symmetric)
         engine, chosen = self._engine(batch_size), self._activation(activation)
-        for scores in engine.score(self._read(rows, columns), chosen, symmetric=symmetric, window=window):
+        for scores in engine.score(self._read(rows, columns, prompt), chosen, symmetric=symmetric, window=window):
             yield scores.reshape(len(scores), -1)
 
-    def _read(self, rows: Any, columns: Sequence[str] | None) -> Iterator[Pair]:
-        return read_pairs(rows, columns, saved_text_columns(self.config))
+    def _read(self, rows: Any, columns: Sequence[str] | None, prompt: str) -> Iterator[Pair]:
+        pairs = read_pairs(rows, columns, saved_text_columns(self.config))
+        return ((prompt + first, second) for first, second in pairs) if prompt else pairs
+
+    def _prompt(self, name: str | None = None, symmetric: bool = False) -> str:
+        """The text before the first text of every pair."""
+        name = self.default_prompt_name if name is None else name
+        if name is not None and name not in self.prompts:
+            raise ConfigurationError(f"prompt_name={name!r}: the model has the prompts {list(self.prompts)}.")
+        prompt = "" if name is None else self.prompts[name]
+        if prompt and symmetric:
+            raise ConfigurationError(
+                f"symmetric=True swaps the texts, but the prompt {name!r} belongs to the first one. Score without it: "
+                "set default_prompt_name to None."
+            )
+        return prompt
 
     def rank(
         self,
@@ -370,7 +390,7 @@ class CrossEncoder:
         documents = [check_text(text, f"Document {index}") for index, text in enumerate(plain_list(documents))]
         passages = [[text] for text in documents]
         if long_documents is not None:
-            passages = self._passages(query, documents, long_documents, stride)
+            passages = self._passages(self._prompt() + query, documents, long_documents, stride)
         pairs = [(query, passage) for parts in passages for passage in parts]
         chosen = self._activation(activation)
         found = self.predict(pairs, batch_size, show_progress_bar, with_logits(chosen))
@@ -513,6 +533,11 @@ class CrossEncoder:
         """
         from cross_trainer.training.fitting import FitSettings, fit
 
+        if self._prompt():
+            raise ConfigurationError(
+                f"fit() trains on the texts as they are, but the model puts the prompt {self.default_prompt_name!r} "
+                "before the first ones. Set default_prompt_name to None, and put the prompt into the texts if it helps."
+            )
         settings = FitSettings(
             evaluator,
             epochs,
@@ -537,14 +562,15 @@ class CrossEncoder:
     # -- saving --------------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Save model, tokenizer and maximal length as plain Hugging Face files, for every tool that reads them.
+        """Save model, tokenizer, maximal length, activation and prompts for every tool that reads Hugging Face files.
 
         Args:
             folder: Made if it isn't there.
         """
-        describe_reading(self.model.config, self.truncation)
+        describe_reading(self.config, self.truncation)
+        describe_activation(self.config, self.activation_fn)
         self.model.save_pretrained(folder)
-        save_tokenizer(self.tokenizer, folder, self.max_length)
+        complete_folder(folder, self.config, self.tokenizer, self.max_length, self.prompts, self.default_prompt_name)
 
     def push_to_hub(
         self,

@@ -101,8 +101,9 @@ def fit(
             encoder.activation_fn = saved_activation(encoder.config)  # the trainer has written what the loss asks for
         trainer.train()
         encoder.model.train(False)
-        if settings.output_path is not None and (evaluation is None or not settings.save_best_model):
-            trainer.save_model()
+        keeps_last = evaluation is None or not settings.save_best_model
+        if settings.output_path is not None and keeps_last and trainer.args.should_save:
+            encoder.save_pretrained(settings.output_path)
 
 
 class _FitTrainer(CrossEncoderTrainer):

@@ -54,13 +54,15 @@ from cross_trainer.metrics.rankings import ranking_metrics
 from cross_trainer.saved.folder import (
     describe_reading,
     describe_scores,
+    forget_scores,
     has_own_labels,
+    name_activation,
     name_labels,
     position_limit,
     saved_text_columns,
     saved_truncation,
 )
-from cross_trainer.saved.loading import check_vocabulary, padding_side
+from cross_trainer.saved.loading import SentenceTransformersFiles, check_vocabulary, padding_side
 from cross_trainer.training.losses import (
     BinaryCrossEntropyLoss,
     CrossEntropyLoss,
@@ -401,7 +403,13 @@ def _asked(
 
 def _new_config(name: str, labels: Survey, source: Mapping[str, Any]) -> Any:
     """A pretrained model's config with as many labels as the data has, under the data's names."""
-    config: Any = AutoConfig.from_pretrained(name, num_labels=choose_num_labels(labels), **source)
+    config: Any = AutoConfig.from_pretrained(name, **source)
+    wanted, told = choose_num_labels(labels), SentenceTransformersFiles.read(name, source)
+    if config.num_labels != wanted:
+        forget_scores(config)  # they are the old head's
+        config.num_labels = wanted
+    elif told.activation is not None and told.obstacle is None:
+        name_activation(config, told.activation)
     if labels.kind == "class" and labels.class_names is not None and set(config.label2id) != set(labels.class_names):
         name_labels(config, labels.class_names)
     return config

@@ -43,7 +43,7 @@ from cross_trainer.errors import ConfigurationError, DataError, NotFiniteError
 from cross_trainer.execution.padding_free import PaddingFree, enable_padding_free, unpad_indices
 from cross_trainer.execution.token_budget import budgeted_forward, budgeted_step
 from cross_trainer.internals import TrainerSeams, mark_unprepared, replaced
-from cross_trainer.saved.folder import save_tokenizer
+from cross_trainer.saved.folder import complete_folder
 from cross_trainer.training.losses import logits_of, to_grid
 from cross_trainer.training.plan import DataPlan, Plan, default_collator, load_planned, make_plan
 from cross_trainer.training.sharding import fill_batches
@@ -681,8 +681,7 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         super().save_model(output_dir, _internal_call)
         if self.args.should_save and isinstance(self.data_collator, PairCollator):
             folder = self._output_dir if output_dir is None else output_dir
-            limit, config = self.data_collator.length_limit, self._config
-            save_tokenizer(self.data_collator.tokenizer, folder, limit, config.pad_token_id)
+            complete_folder(folder, self._config, self.data_collator.tokenizer, self.data_collator.length_limit)
 
 
 _NOT_FOR_MODELS = (NUM_RELEVANT, NUM_DOCUMENTS, ROW_NUMBERS)

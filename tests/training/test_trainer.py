@@ -1053,13 +1053,11 @@ def test_every_reader_of_a_saved_folder_gives_the_trainers_scores(
     assert config["sbert_ce_default_activation_function"] == f"torch.nn.modules.{activation}"
     assert config.get("problem_type") == problem_type
     assert not [key for key in config if "attn" in key or key == "_name_or_path"]
-    assert json.loads((folder / "sentence_bert_config.json").read_text()) == {
-        "max_seq_length": 24,
-        "do_lower_case": False,
-    }
+    reading = json.loads((folder / "sentence_bert_config.json").read_text())
+    assert {"max_seq_length": 24, "do_lower_case": False}.items() <= reading.items()
     assert json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"] == 24
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(os.listdir(folder))
-    assert "modules.json" not in os.listdir(folder)
+    assert [module["path"] for module in json.loads((folder / "modules.json").read_text())] == [""]
     assert collator.tokenizer.model_max_length == 64
 
     function = {"Sigmoid": torch.sigmoid, "Identity": lambda x: x, "Softmax": lambda x: x.softmax(-1)}[

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 from transformers.utils import logging as transformers_logging
 
 from cross_trainer.scoring.cross_encoder import CrossEncoder
@@ -85,7 +85,9 @@ def save_model(name: str | None, folder: str) -> None:
 
         name = str(get_model_path())
     torch.manual_seed(0)
-    options = {} if CrossEncoder(name, device="cpu").num_labels != 1 else {"num_labels": 1}
+    config = AutoConfig.from_pretrained(name)
+    has_head = any("Classification" in architecture for architecture in config.architectures or [])
+    options = {} if has_head and config.num_labels != 1 else {"num_labels": 1}
     AutoModelForSequenceClassification.from_pretrained(name, **options).save_pretrained(folder)
     AutoTokenizer.from_pretrained(name).save_pretrained(folder)
 

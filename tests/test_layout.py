@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import Trainer
 
 import cross_trainer
 
@@ -57,6 +58,16 @@ def test_a_module_imports_from_those_before_it(module):
         name for name in MODULES[: MODULES.index(module)] if name.split(".")[0] == room or room not in SIDE_BY_SIDE
     ]
     assert imported(module) <= {*HALL, *before}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_private_methods_of_the_trainer_are_overridden_in_one_file(module):
+    private = {name for name in vars(Trainer) if name.startswith("_") and not name.startswith("__")}
+    tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and any("Trainer" in ast.unparse(base) for base in node.bases):
+            defined = {entry.name for entry in node.body if isinstance(entry, ast.FunctionDef)}
+            assert not (defined & private) or "Callback" in ast.unparse(node.bases[0])
 
 
 @pytest.mark.parametrize("name", cross_trainer.__all__)

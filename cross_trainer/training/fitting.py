@@ -113,7 +113,7 @@ class _FitTrainer(CrossEncoderTrainer):
         self._sampler: Sampler[int] = sampler
         super().__init__(**options)
 
-    def _get_train_sampler(self, train_dataset: Rows | None = None) -> Sampler[int] | None:  # noqa: ARG002
+    def train_sampler(self, _: Rows | None) -> Sampler[int] | None:
         return self._sampler
 
 

@@ -250,7 +250,7 @@ def test_the_loaders_own_order_counts(pretrained):
     losses = []
     encoder.fit(loader, evaluator=lambda model, steps, **_: losses.append(steps) or 0.0, show_progress_bar=False)
     assert losses == [2]
-    assert _FitTrainer._get_train_sampler(type("Holder", (), {"_sampler": sampler})()) is sampler
+    assert _FitTrainer.train_sampler(type("Holder", (), {"_sampler": sampler})(), None) is sampler
 
 
 def test_drop_last_and_names_of_schedules(pretrained):

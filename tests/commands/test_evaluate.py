@@ -106,7 +106,7 @@ LISTS = {
     "documents": [SENTENCES[index : index + 2 + index % 3] for index in range(6)],
     "labels": [[index % 3, 1, 0, 2][: 2 + index % 3] for index in range(6)],
 }
-TUPLES = {"query": SENTENCES, "positive": SENTENCES[::-1], "negative": SENTENCES[1:] + SENTENCES[:1]}
+TUPLES = {"query": SENTENCES, "positive": SENTENCES[::-1], "negative": SENTENCES[2:] + SENTENCES[:2]}  # no ties
 NAMES = ["no", "maybe", "yes"]
 ROWS = {
     "binary": {**PAIRS, "label": [index % 2 for index in range(12)]},

@@ -83,11 +83,11 @@ def test_their_activation_is_read_and_saved_again(tmp_path, num_labels, activati
     assert "sentence_transformers" not in config_of(folder)
     expected = theirs(folder)
     encoder = CrossEncoder(folder)
-    np.testing.assert_allclose(encoder.predict(PAIRS), expected, atol=1e-6)
+    np.testing.assert_allclose(encoder.predict(PAIRS), expected, atol=5e-6)
     for again in (folder, tmp_path / "again"):
         encoder.save_pretrained(again)
-        np.testing.assert_allclose(theirs(again), expected, atol=1e-6)
-        np.testing.assert_allclose(CrossEncoder(again).predict(PAIRS), expected, atol=1e-6)
+        np.testing.assert_allclose(theirs(again), expected, atol=5e-6)
+        np.testing.assert_allclose(CrossEncoder(again).predict(PAIRS), expected, atol=5e-6)
 
 
 def test_their_prompts_are_put_before_the_first_text(tmp_path):
@@ -95,18 +95,18 @@ def test_their_prompts_are_put_before_the_first_text(tmp_path):
     folder = save_theirs(tmp_path, prompts=prompts, default_prompt_name="query")
     encoder = CrossEncoder(folder)
     expected = theirs(folder)
-    np.testing.assert_allclose(encoder.predict(PAIRS), expected, atol=1e-6)
-    np.testing.assert_allclose(list(encoder.predict_iter(PAIRS)), expected, atol=1e-6)
+    np.testing.assert_allclose(encoder.predict(PAIRS), expected, atol=5e-6)
+    np.testing.assert_allclose(list(encoder.predict_iter(PAIRS)), expected, atol=5e-6)
     other = theirs(folder, prompt_name="other")
-    np.testing.assert_allclose(encoder.predict(PAIRS, prompt_name="other"), other, atol=1e-6)
+    np.testing.assert_allclose(encoder.predict(PAIRS, prompt_name="other"), other, atol=5e-6)
     assert np.abs(other - expected).max() > 1e-3
     ranks = TheirEncoder(str(folder), device="cpu").rank("a dog", SENTENCES, show_progress_bar=False)
     for long_documents in (None, "max"):
         ours = encoder.rank("a dog", SENTENCES, long_documents=long_documents)
         assert [entry["score"] for entry in ours] == pytest.approx([entry["score"] for entry in ranks], abs=1e-6)
     encoder.save_pretrained(tmp_path / "again")
-    np.testing.assert_allclose(theirs(tmp_path / "again"), expected, atol=1e-6)
-    np.testing.assert_allclose(CrossEncoder(tmp_path / "again").predict(PAIRS), expected, atol=1e-6)
+    np.testing.assert_allclose(theirs(tmp_path / "again"), expected, atol=5e-6)
+    np.testing.assert_allclose(CrossEncoder(tmp_path / "again").predict(PAIRS), expected, atol=5e-6)
 
 
 def test_what_a_prompt_cant_go_with_is_named(tmp_path):
@@ -121,7 +121,7 @@ def test_what_a_prompt_cant_go_with_is_named(tmp_path):
         encoder.fit(DataLoader(ROWS, batch_size=4))
     encoder.default_prompt_name = None
     plain = CrossEncoder(tmp_path / "plain").predict(PAIRS, symmetric=True)
-    np.testing.assert_allclose(encoder.predict(PAIRS, symmetric=True), plain, atol=1e-6)
+    np.testing.assert_allclose(encoder.predict(PAIRS, symmetric=True), plain, atol=5e-6)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_their_length_counts(tmp_path):
     folder = save_theirs(tmp_path)
     change(folder / "sentence_bert_config.json", max_seq_length=12)
     assert CrossEncoder(folder).max_length == TheirEncoder(str(folder), device="cpu").max_seq_length == 12
-    np.testing.assert_allclose(CrossEncoder(folder).predict(PAIRS), theirs(folder), atol=1e-6)
+    np.testing.assert_allclose(CrossEncoder(folder).predict(PAIRS), theirs(folder), atol=5e-6)
     assert CrossEncoder(folder, max_length=20).max_length == 20
     assert CrossEncoder(save_theirs(tmp_path / "other", max_length=15)).max_length == 15
 
@@ -186,13 +186,13 @@ def test_the_problem_type_decides_as_in_pipelines(tmp_path, num_labels, problem_
     results = classify([{"text": first, "text_pair": second} for first, second in PAIRS])
     by_label = [[entry["score"] for entry in sorted(result, key=lambda entry: entry["label"])] for result in results]
     scores = CrossEncoder(folder).predict(PAIRS).reshape(len(PAIRS), -1)
-    np.testing.assert_allclose(scores, by_label, atol=1e-6)
+    np.testing.assert_allclose(scores, by_label, atol=5e-6)
 
 
 def test_an_activation_key_goes_before_the_problem_type(tmp_path):
     key = {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}}
     folder = save(tmp_path, build_model(problem_type="regression", **key))
-    np.testing.assert_allclose(CrossEncoder(folder).predict(PAIRS), theirs(tmp_path), atol=1e-6)
+    np.testing.assert_allclose(CrossEncoder(folder).predict(PAIRS), theirs(tmp_path), atol=5e-6)
 
 
 # -- no classifier -----------------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def test_a_bi_encoder_is_no_classifier(tmp_path):
         CrossEncoder(tmp_path / "bi")
     encoder = CrossEncoder(tmp_path / "bi", num_labels=1)
     encoder.save_pretrained(tmp_path / "bi")  # over the old modules
-    np.testing.assert_allclose(theirs(tmp_path / "bi"), encoder.predict(PAIRS), atol=1e-6)
+    np.testing.assert_allclose(theirs(tmp_path / "bi"), encoder.predict(PAIRS), atol=5e-6)
 
 
 def test_a_new_head_is_trained_as_before(tmp_path):
@@ -247,7 +247,7 @@ def test_a_new_head_is_trained_as_before(tmp_path):
     before = encoder.predict(PAIRS)
     encoder.fit(DataLoader(ROWS, batch_size=4), output_path=tmp_path / "fitted", show_progress_bar=False)
     assert np.abs(encoder.predict(PAIRS) - before).max() > 1e-6
-    np.testing.assert_allclose(theirs(tmp_path / "fitted"), encoder.predict(PAIRS), atol=1e-6)
+    np.testing.assert_allclose(theirs(tmp_path / "fitted"), encoder.predict(PAIRS), atol=5e-6)
     assert trainer(tmp_path / "out", folder).model.config.num_labels == 1
 
 
@@ -268,7 +268,7 @@ def test_a_folder_with_another_head_is_trained_on(tmp_path, num_labels, problem,
     config = config_of(tmp_path / "new")
     assert "problem_type" not in config or config["problem_type"] is None
     assert config["sentence_transformers"]["activation_fn"].endswith("Sigmoid")
-    np.testing.assert_allclose(CrossEncoder(tmp_path / "new").predict(PAIRS), theirs(tmp_path / "new"), atol=1e-6)
+    np.testing.assert_allclose(CrossEncoder(tmp_path / "new").predict(PAIRS), theirs(tmp_path / "new"), atol=5e-6)
 
 
 @pytest.mark.parametrize("num_labels", [1, 2, 4])
@@ -281,7 +281,7 @@ def test_a_replaced_head_leaves_nothing_of_the_old_one(tmp_path, num_labels):
     assert all(value is not None for value in config_of(tmp_path / "new").get("sentence_transformers", {}).values())
     assert config_of(tmp_path / "new").get("problem_type") is None
     assert len(config_of(tmp_path / "new")["id2label"]) == num_labels
-    np.testing.assert_allclose(theirs(tmp_path / "new"), encoder.predict(PAIRS), atol=1e-6)
+    np.testing.assert_allclose(theirs(tmp_path / "new"), encoder.predict(PAIRS), atol=5e-6)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_keys_of_others_stay_over_a_folder_of_theirs(tmp_path):
     assert (reading["unpad_inputs"], reading["max_seq_length"]) == (False, 20)
     scores = json.loads((folder / "config_sentence_transformers.json").read_text())
     assert (scores["note"], scores["activation_fn"]) == ("theirs", "torch.nn.modules.activation.Sigmoid")
-    np.testing.assert_allclose(theirs(folder), encoder.predict(PAIRS), atol=1e-6)
+    np.testing.assert_allclose(theirs(folder), encoder.predict(PAIRS), atol=5e-6)
 
 
 @pytest.mark.parametrize("how", ["fit", "trainer"])
@@ -337,7 +337,7 @@ def test_training_into_a_folder_of_theirs(tmp_path, how):
         training.save_model(str(folder))
     encoder = CrossEncoder(folder)
     assert isinstance(encoder.activation_fn, nn.Sigmoid)  # that of binary cross-entropy
-    np.testing.assert_allclose(theirs(folder), encoder.predict(PAIRS), atol=1e-6)
+    np.testing.assert_allclose(theirs(folder), encoder.predict(PAIRS), atol=5e-6)
 
 
 def test_their_activation_survives_a_loss_that_names_none(tmp_path):
@@ -353,8 +353,8 @@ def test_their_activation_survives_a_loss_that_names_none(tmp_path):
 def test_a_given_activation_is_saved(tmp_path, activation):
     encoder = CrossEncoder(save(tmp_path / "plain", build_model()), activation=activation)
     encoder.save_pretrained(tmp_path / "new")
-    np.testing.assert_allclose(CrossEncoder(tmp_path / "new").predict(PAIRS), encoder.predict(PAIRS), atol=1e-6)
-    np.testing.assert_allclose(theirs(tmp_path / "new"), encoder.predict(PAIRS), atol=1e-6)
+    np.testing.assert_allclose(CrossEncoder(tmp_path / "new").predict(PAIRS), encoder.predict(PAIRS), atol=5e-6)
+    np.testing.assert_allclose(theirs(tmp_path / "new"), encoder.predict(PAIRS), atol=5e-6)
 
 
 @pytest.mark.parametrize("activation", [torch.tanh, nn.LeakyReLU(0.5), nn.PReLU(), nn.Softmax], ids=str)
@@ -370,7 +370,7 @@ def test_two_logits_have_labels(tmp_path):
     config = config_of(tmp_path)
     assert config["id2label"] == {"0": "LABEL_0", "1": "LABEL_1"}
     assert config["label2id"] == {"LABEL_0": 0, "LABEL_1": 1}
-    np.testing.assert_allclose(CrossEncoder(tmp_path).predict(PAIRS), encoder.predict(PAIRS), atol=1e-6)
+    np.testing.assert_allclose(CrossEncoder(tmp_path).predict(PAIRS), encoder.predict(PAIRS), atol=5e-6)
 
 
 def test_the_tokenizers_files_suit_every_reader(tmp_path):
@@ -386,7 +386,7 @@ def test_the_tokenizers_files_suit_every_reader(tmp_path):
     tokens = json.loads((tmp_path / "special_tokens_map.json").read_text())
     assert {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}.items() <= tokens.items()
     assert encoder.tokenizer.init_kwargs["max_length"] == 128
-    np.testing.assert_allclose(theirs(tmp_path), encoder.predict(PAIRS), atol=1e-6)
+    np.testing.assert_allclose(theirs(tmp_path), encoder.predict(PAIRS), atol=5e-6)
 
 
 def test_the_tokenizers_class_is_known_to_transformers_4(tmp_path):

@@ -26,6 +26,7 @@ import cross_trainer
 from cross_trainer.commands.partial import PartialScores
 from cross_trainer.data.tables import Format, Found, Name, check_output, check_table, join_scores, read_rows, replacing
 from cross_trainer.errors import ConfigurationError, CrossTrainerError, DataError
+from cross_trainer.internals import commit_hash
 from cross_trainer.saved.folder import saved_text_columns
 
 if TYPE_CHECKING:
@@ -246,7 +247,7 @@ def _model_fingerprint(encoder: CrossEncoder, name: str) -> str:
     """The commit of a model on the Hub, or the hash of the files in its folder."""
     folder = Path(name)
     if not folder.is_dir():
-        return f"{name}@{getattr(encoder.config, '_commit_hash', None)}"
+        return f"{name}@{commit_hash(encoder.config)}"
     files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)})
     return hashlib.sha256("".join(f"{path.name} {_sha256(path)}\n" for path in files).encode()).hexdigest()
 

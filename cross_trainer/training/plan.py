@@ -218,9 +218,7 @@ class Plan:
                 config.pad_token_id = padding_id(self.collator.tokenizer)
 
 
-_DECISIONS = (
-    *("loss", "metrics", "max_length", "truncation", "padding_side", "padding_free", "obstacle", "max_tokens"),
-)
+_DECISIONS = ("loss", "metrics", "max_length", "truncation", "padding_side", "padding_free", "obstacle", "max_tokens")
 
 
 def make_plan(

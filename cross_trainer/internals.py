@@ -92,6 +92,15 @@ def commit_hash(config: Any) -> str | None:
     return found
 
 
+def keep_weight_conversions(source: nn.Module, target: nn.Module) -> None:
+    """Let a model that took over another one's layers be saved as that one would be; transformers keeps in private how
+    it renamed and merged weights while loading them, and undoes it by that alone.
+    """
+    conversions = getattr(source, "_weight_conversions", None)
+    if conversions is not None:
+        target._weight_conversions = conversions
+
+
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
 else:

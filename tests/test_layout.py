@@ -15,9 +15,9 @@ import cross_trainer
 PACKAGE = Path(cross_trainer.__file__).parent
 HALL = ["errors", "internals"]
 ROOMS = {
-    "data": ["columns", "survey", "pairs", "items", "collator", "grouping", "tables", "splits", "trec"],
+    "data": ["columns", "survey", "templates", "pairs", "items", "collator", "grouping", "tables", "splits", "trec"],
     "metrics": ["report", "pairs", "rankings", "evaluate_modules"],
-    "saved": ["folder", "loading"],
+    "saved": ["chat", "folder", "rerankers", "loading"],
     "execution": ["dropout", "attention", "padding_free", "token_budget", "view"],
     "training": ["losses", "plan", "sharding", "trainer", "fitting"],
     "scoring": ["engine", "cross_encoder", "mining"],

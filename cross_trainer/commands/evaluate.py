@@ -113,7 +113,7 @@ def measure(
     from cross_trainer.training.losses import to_grid
     from cross_trainer.training.plan import make_plan
 
-    collator = PairCollator(encoder.tokenizer, encoder.max_length, encoder.truncation, columns=columns)
+    collator = PairCollator(encoder.tokenizer, **encoder.reading, columns=columns)
     plan = make_plan(encoder.model, None, rows, collator, padding_free=False)
     resolved, metrics, loss = plan.for_dataset(rows).columns, plan.metrics, plan.loss
     if resolved.shape == "tokens":

@@ -36,11 +36,13 @@ from cross_trainer.data.pairs import (
     Features,
     Pair,
     Truncation,
+    check_template,
     check_truncation,
     encode_pairs,
     pad_pairs,
 )
-from cross_trainer.errors import ConfigurationError, DataError, short
+from cross_trainer.data.templates import Template, choose_template
+from cross_trainer.errors import ConfigurationError, DataError, check_whole, short
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,7 +81,8 @@ class PairCollator:
         max_length: Tokens of a pair at most, special tokens included. Default: `tokenizer.model_max_length`.
         truncation: Which text gives way where a pair is too long: the longer one token by token (`longest_first`), the
             second (`only_second`, which protects the query) or the first (`only_first`). Where the protected text alone
-            doesn't fit, it is cut to leave the other one a token.
+            doesn't fit, it is cut to leave the other one a token. Default: `only_second` in a template, which is never
+            cut itself, and `longest_first` without one.
         padding: `True` or `"longest"` pads to the longest pair of the batch, `"max_length"` to `max_length`.
         pad_to_multiple_of: Round the padded length up to a multiple of this.
         columns: Names `(first text, second text)` or `(first text, second text, label)`, or `Columns`. Default:
@@ -92,6 +95,11 @@ class PairCollator:
             query. Queries with fewer eligible documents get fewer. `CrossEncoderTrainer` draws them from all rows of
             an update, over accumulated batches and processes, and in an evaluation from all rows of the set. Elsewhere,
             and in evaluations of streams, they come from the batch alone, so they depend on its size.
+        template: The text that a pair stands in, with `{query}`, `{document}` and, if it takes one, `{instruction}`;
+            or its parts, or a name, see `cross_trainer.data.templates`. Default: the tokenizer's own form of a pair.
+        instruction: What stands for `{instruction}` in rows without a column `instruction`. Default: the template's
+            own.
+        max_query_length: Tokens of the first text at most; the rest of it is cut before anything else is.
 
     Raises:
         ConfigurationError: An argument is out of its range, at construction.
@@ -102,12 +110,15 @@ class PairCollator:
         self,
         tokenizer: PreTrainedTokenizerBase,
         max_length: int | None = None,
-        truncation: Truncation = "longest_first",
+        truncation: Truncation | None = None,
         padding: bool | Literal["longest", "max_length"] = True,
         pad_to_multiple_of: int | None = None,
         columns: Columns | Sequence[str] | None = None,
         swap: bool = False,
         in_batch_negatives: int = 0,
+        template: Template | str | Sequence[str] | None = None,
+        instruction: str | None = None,
+        max_query_length: int | None = None,
     ) -> None:
         if padding not in {True, "longest", "max_length"}:
             raise ConfigurationError(
@@ -119,7 +130,11 @@ class PairCollator:
             raise ConfigurationError(f"in_batch_negatives={in_batch_negatives}: expected 0 or more.")
         self.tokenizer = tokenizer
         self.max_length = max_length
-        self.truncation = check_truncation(truncation)
+        self.template = check_template(choose_template(template, instruction), tokenizer, max_length)
+        self.truncation = check_truncation(truncation or ("longest_first" if template is None else "only_second"))
+        if max_query_length is not None:
+            check_whole("max_query_length", max_query_length)
+        self.max_query_length = max_query_length
         self.padding = padding
         self.pad_to_multiple_of = pad_to_multiple_of
         self.columns = columns
@@ -132,7 +147,8 @@ class PairCollator:
 
     def __repr__(self) -> str:
         """The arguments that say what it does."""
-        names = ("truncation", "padding", "pad_to_multiple_of", "columns", "swap", "in_batch_negatives")
+        names = ["truncation", "padding", "pad_to_multiple_of", "columns", "swap", "in_batch_negatives"]
+        names += [name for name in ("template", "max_query_length") if getattr(self, name) is not None]
         settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
         return f"PairCollator(max_length={self.length_limit}, {settings})"
 
@@ -148,6 +164,7 @@ class PairCollator:
         Batches have two more entries that no model reads: `ROW_NUMBERS`, and `NUM_DOCUMENTS` for lists without labels.
         Both collators count into the same statistics.
         """
+        check_template(self.template, self.tokenizer, max_length)
         planned = copy.copy(self)
         planned.max_length = max_length
         planned.padding_side = padding_side
@@ -169,8 +186,19 @@ class PairCollator:
         """
         self._marked = True
         if not isinstance(self.columns, Columns):
-            self.columns = resolve_columns(dataset, self.columns, self.in_batch_negatives)
+            self.columns = self.resolve(dataset, self.columns)
         return MappedItems(dataset, self.columns, training=True, seed=seed)
+
+    def resolve(
+        self,
+        dataset: Rows,
+        columns: Columns | Sequence[str] | None,
+        *,
+        trained_on: Sequence[str] | None = None,
+    ) -> Columns:
+        """What the columns of a data set are for, where `columns` doesn't say; see `resolve_columns`."""
+        instructed = self.template is not None and self.template.takes_instruction
+        return resolve_columns(dataset, columns, self.in_batch_negatives, trained_on=trained_on, instructed=instructed)
 
     def statistics(self) -> dict[str, int]:
         """How many `pairs`, real `tokens`, `padding` tokens and `truncated` pairs all workers have collated so far."""
@@ -200,7 +228,10 @@ class PairCollator:
                     texts[at] = (texts[at][0], [*texts[at][1], *more])
                     labels[at] = [*labels[at], *[0.0] * len(more)]
             pairs = self._swapped(items, texts) if training and self.swap else flat_pairs(texts)
-            encoded = encode_pairs(self.tokenizer, pairs, self.length_limit, self.truncation)
+            pairs = with_instructions(pairs, texts, fields, columns, places)
+            encoded = encode_pairs(
+                self.tokenizer, pairs, self.length_limit, self.truncation, self.template, self.max_query_length
+            )
             features, truncated = encoded.features, encoded.truncated
         batch = pad_pairs(self.tokenizer, features, width=self._width(features), side=self.padding_side)
         if training:
@@ -251,12 +282,12 @@ class PairCollator:
             )
         if not isinstance(self.columns, Columns):  # not resolved yet: the first batch decides
             _check_not_removed(rows)
-            self.columns = resolve_columns(rows, self.columns, self.in_batch_negatives)
+            self.columns = self.resolve(rows, self.columns)
         return [Item(row, self.columns, training=not self.swap) for row in rows]  # type: ignore[arg-type]
 
     def _swapped(self, items: Sequence[Item], texts: Sequence[Texts]) -> list[Pair]:
         """The pairs, each in an order drawn for its item."""
-        pairs = []
+        pairs: list[Pair] = []
         for item, (query, documents) in zip(items, texts, strict=True):
             if item.seed is None:  # torch's generator, because dataloaders seed it in every worker
                 order = torch.rand(len(documents)).lt(0.5).tolist()
@@ -356,7 +387,9 @@ def pairs_and_labels(rows: Sequence[Row], columns: Columns) -> tuple[list[Pair],
     fields = [as_mapping(row) for row in rows]
     places = [f", row {number}" for number in range(len(fields))]
     labels = read_labels(fields, columns, places)
-    return flat_pairs(read_texts(fields, columns, places)), targets(fields, labels, columns)
+    texts = read_texts(fields, columns, places)
+    pairs = with_instructions(flat_pairs(texts), texts, fields, columns, places)
+    return pairs, targets(fields, labels, columns)
 
 
 def read_texts(rows: Sequence[Fields], columns: Columns, places: Sequence[str]) -> list[Texts]:
@@ -376,8 +409,21 @@ def read_texts(rows: Sequence[Fields], columns: Columns, places: Sequence[str]) 
 
 def flat_pairs(texts: Sequence[Texts]) -> list[Pair]:
     """Each query with each of its documents, query by query; an empty pair if there are none."""
-    pairs = [(query, text) for query, documents in texts for text in documents]
+    pairs: list[Pair] = [(query, text) for query, documents in texts for text in documents]
     return pairs or [("", "")]  # a model needs something to read
+
+
+def with_instructions(
+    pairs: list[Pair], texts: Sequence[Texts], rows: Sequence[Fields], columns: Columns, places: Sequence[str]
+) -> list[Pair]:
+    """The pairs of all rows, each with its row's instruction behind the two texts, where rows have one."""
+    if columns.instruction is None:
+        return pairs
+    own = []
+    for (_, documents), row, place in zip(texts, rows, places, strict=True):
+        given = "" if row is None else row.get(columns.instruction)
+        own += [check_text(given, f"Column {columns.instruction!r}{place}")] * len(documents)
+    return [(*pair, instruction) for pair, instruction in zip(pairs, own or [""], strict=True)]
 
 
 def read_labels(rows: Sequence[Fields], columns: Columns, places: Sequence[str]) -> list[Any] | None:

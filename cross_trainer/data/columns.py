@@ -62,6 +62,9 @@ LABEL_NAMES = (
 """Names of a label's column; the first four take precedence over the others."""
 
 NUM_RELEVANT = "num_relevant"
+INSTRUCTION = "instruction"
+"""The column of a pair's own instruction, for a model whose template takes one."""
+
 IGNORED_LABEL = -100
 _WORDS = re.compile(r"IDs|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 _IDENTIFIERS = re.compile(r"([qpd]|doc|pair|gu|u|uu)?ids?|idxs?")
@@ -109,6 +112,7 @@ class Columns:
         label2id: The model's id of each class name; integer labels are translated by name where `class_names` is known.
         float_labels: Labels are real numbers, even where one looks like an integer.
         label_width: C, where a label is a list for several labels at once.
+        instruction: The column of the instruction that stands in the model's template.
     """
 
     query: str
@@ -120,6 +124,7 @@ class Columns:
     label2id: Mapping[str, int] | None = None
     float_labels: bool = False
     label_width: int = 0
+    instruction: str | None = None
 
     def __repr__(self) -> str:
         """The fields that differ from their defaults."""
@@ -129,7 +134,8 @@ class Columns:
     @property
     def names(self) -> list[str]:
         """Every column that is read, texts first."""
-        return [name for name in (self.query, *self.documents, self.label, self.num_relevant) if name is not None]
+        others = (self.label, self.num_relevant, self.instruction)
+        return [name for name in (self.query, *self.documents, *others) if name is not None]
 
     @property
     def grouped(self) -> bool:
@@ -218,6 +224,7 @@ def resolve_columns(
     *,
     trained_on: Sequence[str] | None = None,
     option: str = BY_ARGUMENT,
+    instructed: bool = False,
 ) -> Columns:
     """Decide what each column is for; see the module for the rules.
 
@@ -227,15 +234,17 @@ def resolve_columns(
         in_batch_negatives: Above 0, a pair without a label is a query and its positive.
         trained_on: The two text columns that a model was trained on, which decide where the data set has them.
         option: What the caller's user decides with, for error messages.
+        instructed: Whether the model takes an instruction, so that a column `instruction` is no text of a pair.
 
     Raises:
         DataError: The data set is empty, a named column is missing, there are no two text columns, or it is ambiguous
             which ones are meant.
         ConfigurationError: `columns` holds neither two nor three names.
     """
-    first = first_row(dataset)
+    given = first_row(dataset)
+    first = without_instruction(given) if instructed else given
     if isinstance(columns, Columns):
-        resolved = columns
+        resolved, first = columns, given
     elif "input_ids" in first and columns is None:
         label = "label_ids" if "label_ids" in first else _find_label(dataset, first, (), option)
         resolved = Columns("input_ids", (), label, "tokens")
@@ -244,7 +253,9 @@ def resolve_columns(
         shape: Shape = "list" if is_list(first.get(texts[1])) else "tuple" if len(texts) > 2 else "pair"
         counted = NUM_RELEVANT if NUM_RELEVANT in first and shape != "pair" else None
         resolved = Columns(texts[0], tuple(texts[1:]), label, shape, counted)
-    missing = next((name for name in resolved.names if name not in first), None)
+    if instructed and INSTRUCTION in given and resolved.shape != "tokens" and INSTRUCTION not in resolved.names:
+        resolved = dataclasses.replace(resolved, instruction=INSTRUCTION)
+    missing = next((name for name in resolved.names if name not in given), None)
     if missing is not None:
         raise DataError(
             f"Column {missing!r} is missing. The data set has the columns {list(first)}: name the right ones with "
@@ -255,6 +266,11 @@ def resolve_columns(
     if in_batch_negatives and resolved.shape == "pair" and resolved.label is None:
         resolved = dataclasses.replace(resolved, shape="tuple")
     return resolved
+
+
+def without_instruction(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row without its instruction, for finding the texts among its columns."""
+    return {name: value for name, value in row.items() if name != INSTRUCTION}
 
 
 def find_texts(

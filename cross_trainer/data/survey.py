@@ -171,8 +171,9 @@ class RowCheck:
 
 def _look(batch: Mapping[str, list[Any]], columns: Columns, start: int, found: Survey) -> None:
     """Check a batch of rows and widen what is known of them."""
-    for name in (columns.query, *columns.documents) if columns.shape != "tokens" else ():
-        listed = columns.shape == "list" and name != columns.query
+    instruction = () if columns.instruction is None else (columns.instruction,)
+    for name in (columns.query, *columns.documents, *instruction) if columns.shape != "tokens" else ():
+        listed = columns.shape == "list" and name in columns.documents
         found.empty_texts += _check_texts(batch[name], name, start, listed=listed)
     if columns.label is not None:
         _check_labels(batch, columns, start, found)

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from cross_trainer.saved.chat import write_chat_template
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -129,7 +131,13 @@ def position_limit(config: Any) -> int | None:
     return limit - padding - 1 if counted else limit
 
 
-def describe_reading(config: Any, truncation: str, text_columns: Sequence[str] | None = None) -> None:
+def describe_reading(
+    config: Any,
+    truncation: str,
+    text_columns: Sequence[str] | None = None,
+    template: Mapping[str, Any] | None = None,
+    max_query_length: int | None = None,
+) -> None:
     """Write into a model's config how pairs were read in training, for this package to read them so again.
 
     It is one entry, `cross_trainer`, of config.json, which other tools pass over; nothing is written where training
@@ -139,21 +147,50 @@ def describe_reading(config: Any, truncation: str, text_columns: Sequence[str] |
         config: The model's config.
         truncation: Which text of a pair that is too long was cut, see `cross_trainer.data.pairs.encode_pairs`.
         text_columns: The columns of the two texts, by which rows of further data are read. None keeps those known.
+        template: The text that pairs stand in, as `cross_trainer.data.templates.Template.to_dict` gives it.
+        max_query_length: Tokens of the first text at most.
     """
-    known = {**(getattr(config, READING, None) or {}), "truncation": truncation}
+    known = dict(getattr(config, READING, None) or {})
+    default = "longest_first" if template is None else "only_second"
+    said: dict[str, Any] = {
+        "truncation": None if truncation == default else truncation,
+        "template": template,
+        "max_query_length": max_query_length,
+    }
     if text_columns is not None:
-        known["text_columns"] = list(text_columns)
-    if truncation == "longest_first":
-        del known["truncation"]
+        said["text_columns"] = list(text_columns)
+    known = {name: value for name, value in {**known, **said}.items() if value is not None}
     if known:
         setattr(config, READING, known)
     elif hasattr(config, READING):
         delattr(config, READING)
 
 
+def describe_template(config: Any, template: Any) -> None:
+    """Write into a config the template of its pairs, where it names none: see `saved_template`."""
+    if saved_template(config) is None:
+        setattr(config, READING, {**(getattr(config, READING, None) or {}), "template": template})
+
+
+def saved_template(config: Any) -> Any:
+    """The text that pairs stand in, by its name or its parts, as `cross_trainer.data.templates.Template.of` takes it;
+    None where the tokenizer alone joins them.
+    """
+    return (getattr(config, READING, None) or {}).get("template")
+
+
+def saved_query_length(config: Any) -> int | None:
+    """Tokens that the model was trained to read of the first text at most; None for no limit."""
+    found = (getattr(config, READING, None) or {}).get("max_query_length")
+    return None if found is None else int(found)
+
+
 def saved_truncation(config: Any) -> str:
-    """Which text of a pair that is too long the model was trained to have cut; the longer one where nothing is said."""
-    return str((getattr(config, READING, None) or {}).get("truncation", "longest_first"))
+    """Which text of a pair that is too long the model was trained to have cut. Where nothing is said, it is the second
+    one in a template, and the longer one without.
+    """
+    default = "longest_first" if saved_template(config) is None else "only_second"
+    return str((getattr(config, READING, None) or {}).get("truncation", default))
 
 
 def saved_text_columns(config: Any) -> tuple[str, str] | None:
@@ -182,7 +219,8 @@ def complete_folder(
         prompts: Texts by name that sentence-transformers may put before the first text of a pair.
         default_prompt_name: The one of them that it does put there.
     """
-    _save_tokenizer(tokenizer, Path(folder), max_length, getattr(config, "pad_token_id", None))
+    template = saved_template(config)
+    _save_tokenizer(tokenizer, Path(folder), max_length, getattr(config, "pad_token_id", None), template)
     described = Path(folder, "config.json")
     content = _read_json(described)
     if content and not content.get("id2label"):  # transformers leaves out two labels without names
@@ -190,7 +228,8 @@ def complete_folder(
         described.write_text(json.dumps({**content, **labels}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     reading = Path(folder, "sentence_bert_config.json")
     limit = {} if max_length is None else {"max_seq_length": max_length}
-    _merge_json(reading, {**limit, "do_lower_case": False, **READING_OF_CLASSIFIERS}, OF_OTHER_MODELS)
+    classifier = READING_OF_CLASSIFIERS if template is None else READING_OF_MESSAGES
+    _merge_json(reading, {**limit, "do_lower_case": False, **classifier}, OF_OTHER_MODELS)
     scores = Path(folder, "config_sentence_transformers.json")
     ours = {
         "model_type": "CrossEncoder",
@@ -211,12 +250,25 @@ READING_OF_CLASSIFIERS = {
 }
 """What sentence-transformers 6 asks of `sentence_bert_config.json`: without it, there are no scores."""
 
+READING_OF_MESSAGES = {
+    **READING_OF_CLASSIFIERS,
+    "modality_config": {
+        "text": {"method": "forward", "method_output_name": "logits"},
+        "message": {"method": "forward", "method_output_name": "logits", "format": "flat"},
+    },
+}
+"""The same where pairs stand in a template, which sentence-transformers 6 makes by the tokenizer's chat template."""
+
 OF_OTHER_MODELS = ("max_seq_length", "processing_kwargs")
 """Keys of `sentence_bert_config.json` that would change how pairs are read."""
 
 
 def _save_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, folder: Path, max_length: int | None, pad_token_id: int | None
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    max_length: int | None,
+    pad_token_id: int | None,
+    template: Mapping[str, Any] | None,
 ) -> None:
     """Save a tokenizer with the length and the padding of the model, in the form that every version reads."""
     saved = copy.deepcopy(tokenizer)
@@ -226,6 +278,8 @@ def _save_tokenizer(
         saved.backend_tokenizer.no_padding()
     if max_length is not None:
         saved.model_max_length = max_length
+    if template is not None:
+        saved.chat_template = write_chat_template(template)
     if saved.pad_token is None and pad_token_id is not None:
         saved.pad_token = saved.convert_ids_to_tokens(pad_token_id)
     saved.save_pretrained(folder)

@@ -21,13 +21,28 @@ import torch
 from torch import Tensor, nn
 
 from cross_trainer.errors import ConfigurationError
+from cross_trainer.saved.chat import read_chat_template
 from cross_trainer.saved.folder import (
     ACTIVATION_CLASSES,
     activation_path,
     describe_scores,
+    describe_template,
     forget_scores,
     name_activation,
     position_limit,
+    saved_template,
+)
+from cross_trainer.saved.rerankers import (
+    Answers,
+    check_family,
+    describe_answers,
+    find_answers,
+    is_causal,
+    is_reranker,
+    published,
+    published_length,
+    saved_answers,
+    to_classifier,
 )
 
 logger = logging.getLogger(__name__)
@@ -54,8 +69,58 @@ class Loaded:
     default_prompt_name: str | None = None
 
 
+def load_config(
+    name: str, source: Mapping[str, Any], tokens: Answers | None = None
+) -> tuple[Any, SentenceTransformersFiles]:
+    """A saved model's config, completed by what its folder says elsewhere or its publisher says of it: the tokens that
+    a causal language model answers with, and the template of its pairs.
+
+    Args:
+        name: On the Hub, or a folder.
+        source: Where to load from and what to trust: arguments of `from_pretrained`.
+        tokens: The answers of a causal language model, instead of those that are known; see `find_answers`.
+
+    Returns:
+        The config, and what sentence-transformers' files say.
+
+    Raises:
+        ConfigurationError: The model is no causal language model or doesn't have these tokens.
+    """
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(name, **source)
+    told = SentenceTransformersFiles.read(name, source)
+    if told.chat is not None and told.obstacle is None and saved_template(config) is None:
+        describe_template(config, read_chat_template(load_tokenizer(name, source), told.chat))
+    if not is_causal(config):
+        if tokens is not None:
+            raise ConfigurationError(
+                f"tokens={tokens!r} are the answers of a causal language model, and {name} has the architecture "
+                f"{_architecture(config)}."
+            )
+        return config, told
+    rule = published(name)
+    if told.answers:
+        describe_answers(config, told.answers)
+    elif rule is not None and not saved_answers(config):
+        describe_answers(config, find_answers(load_tokenizer(name, source), rule.tokens))
+        describe_template(config, rule.template)
+        if rule.raw and told.activation is None:
+            name_activation(config, ACTIVATION_CLASSES["identity"])
+    if tokens is not None:
+        describe_answers(config, find_answers(load_tokenizer(name, source), tokens))
+    if is_reranker(config):
+        check_family(config)
+    return config, told
+
+
 def load_classifier(
-    name: str, num_labels: int | None, dtype: torch.dtype | None, use_safetensors: bool, source: dict[str, Any]
+    name: str,
+    num_labels: int | None,
+    dtype: torch.dtype | None,
+    use_safetensors: bool,
+    source: dict[str, Any],
+    tokens: Answers | None = None,
 ) -> Loaded:
     """Load a saved model as a sequence classifier.
 
@@ -65,25 +130,29 @@ def load_classifier(
         dtype: Of the weights; None for the saved one.
         use_safetensors: Refuse pickles.
         source: Where to load from and what to trust: arguments of `from_pretrained`.
+        tokens: As for `load_config`.
 
     Raises:
         ConfigurationError: No classification head is saved, and no `num_labels` asks for a new one; its modules aren't
             those of a plain classifier; or the only weights are pickles, and they are refused.
     """
-    from transformers import AutoConfig
-
-    config: Any = AutoConfig.from_pretrained(name, **source)
-    told = SentenceTransformersFiles.read(name, source)
-    is_classifier = told.obstacle is None and has_head(config)
+    config, told = load_config(name, source, tokens)
+    is_classifier = told.obstacle is None and (has_head(config) or is_reranker(config))
     if num_labels is None and not is_classifier:
-        raise ConfigurationError(_no_head(name, told.obstacle or f"the architecture {_architecture(config)}"))
+        answers = ' If it answers with tokens, pass tokens=("yes", "no") or what they are.' if is_causal(config) else ""
+        found = told.obstacle or f"the architecture {_architecture(config)}"
+        raise ConfigurationError(_no_head(name, found) + answers)
     if told.activation is not None:
         name_activation(config, told.activation)
+    if is_reranker(config) and num_labels in {None, 1} and told.obstacle is None:
+        model = load_reranker(name, config, dtype=dtype, use_safetensors=use_safetensors, **source)
+        limit = told.max_length or published_length(name, config)
+        return Loaded(model, False, limit, told.prompts, told.default_prompt_name)
     if num_labels is not None and num_labels != config.num_labels:
         if _says_its_labels(name, source):
             forget_scores(config)
         config.num_labels = num_labels
-    model, missing = _load_weights(name, config, dtype, use_safetensors, num_labels is not None, source)
+    model, missing = _load_weights(name, config, dtype, use_safetensors, num_labels is not None, **source)
     if missing and num_labels is None:
         raise ConfigurationError(_no_head(name, f"no weights for {', '.join(sorted(missing)[:3])}"))
     if missing:
@@ -97,6 +166,29 @@ def load_classifier(
     return Loaded(model, False, told.max_length, told.prompts, told.default_prompt_name)
 
 
+def load_reranker(name: str, config: Any, **options: Any) -> Any:
+    """Load a causal language model whose config names its answers, as a classifier of one label.
+
+    Args:
+        name: On the Hub, or a folder.
+        config: See `load_config`.
+        options: Of `from_pretrained`.
+
+    Raises:
+        UnsupportedModelError: See `cross_trainer.saved.rerankers.to_classifier`.
+        ConfigurationError: The files hold no weights of the head, or only pickles.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(config)
+    model, missing = _load_weights(name, config, kind=AutoModelForCausalLM, **options)
+    if missing:
+        raise ConfigurationError(
+            f"{name} doesn't answer: there are no weights for {', '.join(sorted(missing)[:3])} in its files."
+        )
+    return to_classifier(model, saved_answers(config))
+
+
 def _says_its_labels(name: str, source: dict[str, Any]) -> bool:
     """Whether a config.json holds the number of labels; without it, transformers assumes two."""
     from transformers import PretrainedConfig
@@ -106,19 +198,25 @@ def _says_its_labels(name: str, source: dict[str, Any]) -> bool:
 
 
 def _load_weights(
-    name: str, config: Any, dtype: torch.dtype | None, use_safetensors: bool, new_head: bool, source: dict[str, Any]
+    name: str,
+    config: Any,
+    dtype: torch.dtype | None = None,
+    use_safetensors: bool = True,
+    new_head: bool = False,
+    kind: Any = None,
+    **options: Any,
 ) -> tuple[Any, list[str]]:
     """The model, and the names of its weights that the files don't hold."""
     from transformers import AutoModelForSequenceClassification
 
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        model, info = (kind or AutoModelForSequenceClassification).from_pretrained(
             name,
             config=config,
             use_safetensors=use_safetensors,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            **source,
+            **options,
             **({} if dtype is None else {"dtype": dtype}),
         )
     except OSError as error:
@@ -168,6 +266,8 @@ class SentenceTransformersFiles:
         max_length: Tokens of a pair at most.
         prompts: Texts by name that may be put before the first text of a pair.
         default_prompt_name: The one of them that is put there.
+        answers: The tokens that a causal language model answers with.
+        chat: How pairs are made messages, as `read_chat_template` takes it; None where they aren't.
     """
 
     obstacle: str | None = None
@@ -175,6 +275,8 @@ class SentenceTransformersFiles:
     max_length: int | None = None
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
+    answers: tuple[int, ...] = ()
+    chat: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, name: str, source: Mapping[str, Any]) -> SentenceTransformersFiles:
@@ -185,27 +287,54 @@ class SentenceTransformersFiles:
             return cls()
         reading = _read_json(name, "sentence_bert_config.json", source) or {}
         default, prompts = told.get("default_prompt_name"), told.get("prompts") or {}
+        path = modules[1].get("path") if _kinds(modules) == _ANSWERING else None
+        head = {} if path is None else _read_json(name, f"{path}/config.json", source) or {}
+        answers = [head.get(key) for key in ("true_token_id", "false_token_id")]
         return cls(
             _obstacle(modules, reading, default, prompts),
             told.get("activation_fn"),
             reading.get("max_seq_length"),
             prompts,
             default,
+            tuple(token for token in answers if token is not None),
+            _chat(reading, prompts.get(default)),
         )
+
+
+_ANSWERING = ["Transformer", "LogitScore"]
+
+
+def _kinds(modules: list[Any]) -> list[str]:
+    return [str(module.get("type", "")).rpartition(".")[2] for module in modules]
+
+
+def _chat(reading: dict[str, Any], instruction: str | None) -> dict[str, Any] | None:
+    """How messages are read, where they are: sentence-transformers makes messages of pairs whenever it can."""
+    if "message" not in reading.get("modality_config", {}):
+        return None
+    options = dict((reading.get("processing_kwargs") or {}).get("chat_template") or {})
+    options.pop("restore_suffix", None)  # sentence-transformers' own: the end of a template always stays here
+    form = reading["modality_config"]["message"].get("format")
+    return {"options": options, "format": form, "instruction": instruction}
 
 
 def _obstacle(modules: list[Any], reading: dict[str, Any], default: str | None, prompts: dict[str, str]) -> str | None:
-    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
-    if kinds != ["Transformer"] or modules[0].get("path"):
+    kinds = _kinds(modules)
+    if kinds not in (["Transformer"], _ANSWERING) or modules[0].get("path"):
         return (
-            f"the modules {', '.join(kinds)} of sentence-transformers, of which only a single Transformer is understood"
+            f"the modules {', '.join(kinds)} of sentence-transformers, of which only a single Transformer is "
+            "understood, alone or under a LogitScore"
         )
-    task = reading.get("transformer_task", "sequence-classification")
-    if task != "sequence-classification":
+    expected = "sequence-classification" if len(kinds) == 1 else "text-generation"
+    task = reading.get("transformer_task", expected)
+    if task != expected:
         return f"a Transformer of sentence-transformers with the task {task!r}"
     if "text" not in reading.get("modality_config", {"text": {}}):
         return f"a Transformer of sentence-transformers that reads {', '.join(reading['modality_config'])}, not text"
-    odd = [key for key in ("processing_kwargs", "do_lower_case") if reading.get(key)]
+    processing = {key: value for key, value in (reading.get("processing_kwargs") or {}).items() if value}
+    processing.pop("chat_template", None)
+    said = {**reading, "processing_kwargs": processing}
+    odd = [key for key in ("processing_kwargs", "do_lower_case") if said.get(key)]
     if odd:
         return f"{odd[0]}={reading[odd[0]]!r} in sentence_bert_config.json, which isn't understood"
     if default is not None and default not in prompts:
@@ -229,19 +358,30 @@ def _read_json(name: str, file: str, source: Mapping[str, Any]) -> Any:
     return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def load_tokenizer(name: str, source: dict[str, Any]) -> Any:
+def load_tokenizer(name: str, source: Mapping[str, Any]) -> Any:
     """The tokenizer that lies beside a saved model."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(name, **source)
 
 
-def check_loaded(model: Any, num_labels: int | None) -> Any:
-    """A loaded model, if it is a classifier with so many labels.
+def check_loaded(model: Any, num_labels: int | None, tokenizer: Any = None, tokens: Answers | None = None) -> Any:
+    """A loaded model, if it is a classifier with so many labels; a causal language model becomes one by its `tokens`.
 
     Raises:
         ConfigurationError: It isn't.
+        UnsupportedModelError: See `cross_trainer.saved.rerankers.to_classifier`.
     """
+    answers = hasattr(model, "get_output_embeddings") and model.get_output_embeddings() is not None
+    if answers and tokens is not None and tokenizer is not None:
+        describe_answers(model.config, find_answers(tokenizer, tokens))
+        model = to_classifier(model, saved_answers(model.config))
+    elif answers or tokens is not None:
+        raise ConfigurationError(
+            f"{type(model).__name__} with tokens={tokens!r}: a causal language model answers with tokens, and a "
+            "classifier doesn't. Give CrossEncoder(model, tokenizer=tokenizer, tokens=(..., ...)) for the one, and "
+            "leave tokens out for the other."
+        )
     config = getattr(model, "config", None)
     if config is None or not hasattr(config, "num_labels"):
         raise ConfigurationError(f"Expected a name, a folder or a sequence classifier, found {type(model).__name__}.")

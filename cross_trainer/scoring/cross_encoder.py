@@ -29,12 +29,14 @@ from cross_trainer.data.columns import check_text, plain_list
 from cross_trainer.data.pairs import (
     Pair,
     Truncation,
+    check_template,
     check_truncation,
     cut_into_passages,
     is_single,
     read_pairs,
     unique_pairs,
 )
+from cross_trainer.data.templates import Template, choose_template
 from cross_trainer.errors import ConfigurationError, DataError, UnsupportedModelError, check_whole
 from cross_trainer.execution.padding_free import enable_padding_free
 from cross_trainer.execution.view import (
@@ -46,7 +48,14 @@ from cross_trainer.execution.view import (
     structure,
 )
 from cross_trainer.internals import tensor_state
-from cross_trainer.saved.folder import complete_folder, describe_reading, saved_text_columns, saved_truncation
+from cross_trainer.saved.folder import (
+    complete_folder,
+    describe_reading,
+    saved_query_length,
+    saved_template,
+    saved_text_columns,
+    saved_truncation,
+)
 from cross_trainer.saved.loading import (
     Activation,
     Loaded,
@@ -62,6 +71,7 @@ from cross_trainer.saved.loading import (
     saved_activation,
     with_padding,
 )
+from cross_trainer.saved.rerankers import Answers
 from cross_trainer.scoring.engine import DEFAULT_WINDOW, Scores, ScoringEngine, best_first, identity, with_logits
 
 if TYPE_CHECKING:
@@ -100,6 +110,14 @@ class CrossEncoder:
             module of `torch.nn`. Default: what the model's files ask for, see `saved.folder.activation_path`.
         truncation: Which text of a pair that is too long is cut: "longest_first", "only_first" or "only_second".
             Default: as the model was trained.
+        tokens: The words that a causal language model answers with: the one for a pair and the one against it, such as
+            `("yes", "no")`, or the first alone. Default: those of its files, or of a published model. The model becomes
+            a classifier of one label, see `cross_trainer.saved.rerankers`.
+        template: The text that a pair stands in, with `{query}`, `{document}` and, if it takes one, `{instruction}`;
+            or its parts, or a name, see `cross_trainer.data.templates`. Default: as the model was trained.
+        instruction: What stands for `{instruction}`, where a row has none of its own. Default: the model's.
+        max_query_length: Tokens of the first text at most; the rest of it is cut before anything else is. Default: as
+            the model was trained.
         max_tokens: Tokens of a batch, padding included. Default: by the device, see `MAX_TOKENS`.
         padding_free: Compute no padding in batches that have some, where the model allows it.
         compile: Run the model through `torch.compile`: a minute or more at the first call, faster afterwards.
@@ -118,7 +136,9 @@ class CrossEncoder:
         max_length: Tokens of a pair, or None for no limit.
         activation_fn: From logits [P, C] to scores.
         prompts: Texts by name that sentence-transformers has saved with the model.
-        default_prompt_name: The one that is put before the first text of every pair, or None.
+        default_prompt_name: The one that is put before the first text of every pair, or None. In a template, it is the
+            instruction.
+        template: The text that pairs stand in, or None.
         model_card_data: The newest value of each metric that an evaluator of sentence-transformers has reported, by
             key.
 
@@ -138,6 +158,10 @@ class CrossEncoder:
         tokenizer: PreTrainedTokenizerBase | None = None,
         activation: Activation | None = None,
         truncation: Truncation | None = None,
+        tokens: Answers | None = None,
+        template: Template | str | Sequence[str] | None = None,
+        instruction: str | None = None,
+        max_query_length: int | None = None,
         max_tokens: int | None = None,
         padding_free: bool = True,
         compile: bool = False,  # noqa: A002
@@ -158,11 +182,11 @@ class CrossEncoder:
         }
         if isinstance(model_name_or_path, (str, Path)):
             name = str(model_name_or_path)
-            loaded = load_classifier(name, num_labels, as_dtype(dtype), use_safetensors, source)
+            loaded = load_classifier(name, num_labels, as_dtype(dtype), use_safetensors, source, tokens)
             tokenizer = load_tokenizer(name, source) if tokenizer is None else tokenizer
             device = default_device() if device is None else device
         else:
-            checked = check_loaded(model_name_or_path, num_labels)
+            checked = check_loaded(model_name_or_path, num_labels, tokenizer, tokens)
             loaded = Loaded(checked if dtype is None else checked.to(as_dtype(dtype)), is_new=False)
         model, self._untrained = loaded.model, loaded.is_new
         self.prompts, self.default_prompt_name = loaded.prompts, loaded.default_prompt_name
@@ -173,7 +197,17 @@ class CrossEncoder:
         check_vocabulary(self.model, self.tokenizer)
         max_length = loaded.max_length if max_length is None else max_length
         self.max_length = choose_max_length(max_length, self.tokenizer, model.config)
-        self.truncation = check_truncation(saved_truncation(model.config) if truncation is None else truncation)
+        known = saved_template(model.config)
+        self.template = check_template(
+            choose_template(known if template is None else template, instruction), self.tokenizer, self.max_length
+        )
+        if instruction is not None:
+            self.default_prompt_name = None  # it was the instruction
+        default = saved_truncation(model.config) if template is None else "only_second"
+        self.truncation = check_truncation(default if truncation is None else truncation)
+        self.max_query_length = saved_query_length(model.config) if max_query_length is None else max_query_length
+        if self.max_query_length is not None:
+            check_whole("max_query_length", self.max_query_length)
         self._activation_given = activation is not None
         self.activation_fn: Activation = saved_activation(model.config) if activation is None else activation
         self.model_card_data = _ReportedMetrics()
@@ -204,6 +238,16 @@ class CrossEncoder:
     def device(self) -> torch.device:
         """Where the model computes."""
         return torch.device(self.model.device)
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How pairs are read: arguments of `PairCollator`."""
+        return {
+            "max_length": self.max_length,
+            "truncation": self.truncation,
+            "template": self.template,
+            "max_query_length": self.max_query_length,
+        }
 
     def __repr__(self) -> str:
         return (
@@ -319,7 +363,10 @@ class CrossEncoder:
             yield scores.reshape(len(scores), -1)
 
     def _read(self, rows: Any, columns: Sequence[str] | None, prompt: str) -> Iterator[Pair]:
-        pairs = read_pairs(rows, columns, saved_text_columns(self.config))
+        instructed = self.template is not None and self.template.takes_instruction
+        pairs = read_pairs(rows, columns, saved_text_columns(self.config), instructed=instructed)
+        if instructed and prompt:
+            return ((first, second, *(own or (prompt,))) for first, second, *own in pairs)
         return ((prompt + first, second) for first, second in pairs) if prompt else pairs
 
     def _prompt(self, name: str | None = None, symmetric: bool = False) -> str:
@@ -328,7 +375,9 @@ class CrossEncoder:
         if name is not None and name not in self.prompts:
             raise ConfigurationError(f"prompt_name={name!r}: the model has the prompts {list(self.prompts)}.")
         prompt = "" if name is None else self.prompts[name]
-        if prompt and symmetric:
+        if prompt and self.template is not None:
+            choose_template(self.template, prompt)  # it has a place for it
+        elif prompt and symmetric:
             raise ConfigurationError(
                 f"symmetric=True swaps the texts, but the prompt {name!r} belongs to the first one. Score without it: "
                 "set default_prompt_name to None."
@@ -390,7 +439,7 @@ class CrossEncoder:
         documents = [check_text(text, f"Document {index}") for index, text in enumerate(plain_list(documents))]
         passages = [[text] for text in documents]
         if long_documents is not None:
-            passages = self._passages(self._prompt() + query, documents, long_documents, stride)
+            passages = self._passages(query, documents, long_documents, stride)
         pairs = [(query, passage) for parts in passages for passage in parts]
         chosen = self._activation(activation)
         found = self.predict(pairs, batch_size, show_progress_bar, with_logits(chosen))
@@ -416,7 +465,14 @@ class CrossEncoder:
             )
         if self.max_length is None:
             return [[text] for text in documents]
-        passages = cut_into_passages(self.tokenizer, query, documents, self.max_length, stride)
+        template, prompt = self.template, self._prompt()
+        if template is None:
+            query = prompt + query
+        elif prompt:
+            template = choose_template(template, prompt)
+        passages = cut_into_passages(
+            self.tokenizer, query, documents, self.max_length, stride, template, self.max_query_length
+        )
         return [parts[: 1 if how == "first" else None] for parts in passages]
 
     def _engine(self, batch_size: int | None = None) -> ScoringEngine:
@@ -438,6 +494,8 @@ class CrossEncoder:
             self.truncation,
             padding_side(self.model, self.tokenizer),
             self.config.model_type in READS_PADDING,
+            self.template,
+            self.max_query_length,
         )
 
     def _scoring_model(self) -> Callable[..., Any]:
@@ -533,7 +591,7 @@ class CrossEncoder:
         """
         from cross_trainer.training.fitting import FitSettings, fit
 
-        if self._prompt():
+        if self._prompt() and self.template is None:
             raise ConfigurationError(
                 f"fit() trains on the texts as they are, but the model puts the prompt {self.default_prompt_name!r} "
                 "before the first ones. Set default_prompt_name to None, and put the prompt into the texts if it helps."
@@ -567,7 +625,8 @@ class CrossEncoder:
         Args:
             folder: Made if it isn't there.
         """
-        describe_reading(self.config, self.truncation)
+        template = None if self.template is None else self.template.to_dict()
+        describe_reading(self.config, self.truncation, None, template, self.max_query_length)
         describe_activation(self.config, self.activation_fn)
         self.model.save_pretrained(folder)
         complete_folder(folder, self.config, self.tokenizer, self.max_length, self.prompts, self.default_prompt_name)

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cross_trainer.data.pairs import Pair, Truncation, encode_pairs, pad_pairs, unique_pairs
+from cross_trainer.data.templates import Template
 from cross_trainer.errors import ConfigurationError, check_whole, short
 from cross_trainer.execution.token_budget import cut
 from cross_trainer.saved.loading import Activation
@@ -68,6 +69,8 @@ class ScoringEngine:
         truncation: Which text of a longer pair is cut, see `encode_pairs`.
         padding_side: Where rows are padded, see `padding_side`.
         equal_lengths: Batch pairs of one length only, for models that read padding.
+        template: The text that pairs stand in, see `encode_pairs`.
+        max_query_length: Tokens of the first text at most.
     """
 
     model: Callable[..., Any]
@@ -79,6 +82,8 @@ class ScoringEngine:
     truncation: Truncation = "longest_first"
     padding_side: str | None = None
     equal_lengths: bool = False
+    template: Template | None = None
+    max_query_length: int | None = None
 
     def score(
         self,
@@ -130,11 +135,13 @@ class ScoringEngine:
     def _prepare(self, pairs: list[Pair], symmetric: bool, distinct: bool) -> _Window:
         """Tokenise a window's distinct pairs and cut them into batches."""
         if symmetric:
-            pairs = pairs + [(second, first) for first, second in pairs]
+            pairs = pairs + [(second, first, *own) for first, second, *own in pairs]
         inverse: Any = slice(None)
         if symmetric or not distinct:
             pairs, inverse = unique_pairs(pairs)
-        encoded = encode_pairs(self.tokenizer, pairs, self.max_length, self.truncation)
+        encoded = encode_pairs(
+            self.tokenizer, pairs, self.max_length, self.truncation, self.template, self.max_query_length
+        )
         lengths = torch.from_numpy(encoded.lengths)
         pieces = cut(lengths, self.max_tokens, padded=True)
         if self.equal_lengths:

@@ -92,7 +92,7 @@ def fit(
             model=encoder.model,
             args=_arguments(encoder, train_dataloader, settings, folder),
             train_dataset=dataset,
-            data_collator=PairCollator(encoder.tokenizer, encoder.max_length),
+            data_collator=PairCollator(encoder.tokenizer, **encoder.reading),
             compute_loss_func=settings.loss_fct,
             callbacks=[] if evaluation is None else [evaluation],
             optimizer_cls_and_kwargs=(settings.optimizer_class, {"lr": 2e-5, **(settings.optimizer_params or {})}),

@@ -29,10 +29,10 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from cross_trainer.data.collator import PairCollator
 from cross_trainer.data.columns import (
@@ -59,10 +59,19 @@ from cross_trainer.saved.folder import (
     name_activation,
     name_labels,
     position_limit,
+    saved_query_length,
+    saved_template,
     saved_text_columns,
     saved_truncation,
 )
-from cross_trainer.saved.loading import SentenceTransformersFiles, check_vocabulary, padding_side
+from cross_trainer.saved.loading import (
+    SentenceTransformersFiles,
+    check_vocabulary,
+    load_config,
+    load_reranker,
+    padding_side,
+)
+from cross_trainer.saved.rerankers import is_reranker, published_length
 from cross_trainer.training.losses import (
     BinaryCrossEntropyLoss,
     CrossEntropyLoss,
@@ -213,7 +222,8 @@ class Plan:
             describe_scores(config, activation)
         if isinstance(self.collator, PairCollator):
             texts = None if self.columns.shape == "tokens" else (self.columns.query, self.columns.documents[0])
-            describe_reading(config, self.truncation, texts)
+            template = None if self.collator.template is None else self.collator.template.to_dict()
+            describe_reading(config, self.truncation, texts, template, self.collator.max_query_length)
             if config.pad_token_id is None:
                 config.pad_token_id = padding_id(self.collator.tokenizer)
 
@@ -266,10 +276,10 @@ def make_plan(
         raise ConfigurationError("There is no data set to plan for: give a train_dataset or an eval_dataset.")
     source = source_of(model_kwargs)
     collator = data_collator if data_collator is not None else default_collator(model, model_kwargs=model_kwargs)
-    config = AutoConfig.from_pretrained(model, **source) if isinstance(model, str) else copy.deepcopy(model.config)
+    config = _config_of(model, model_kwargs)[0] if isinstance(model, str) else copy.deepcopy(model.config)
     columns, labels = _look_at(datasets[0], collator, config)
     if isinstance(model, str):
-        config = _new_config(model, labels, source)
+        config = _new_config(model, labels, model_kwargs)
     modules = _modules(model, config, source)
     if isinstance(collator, PairCollator):
         check_vocabulary(modules, collator.tokenizer)
@@ -331,12 +341,21 @@ def load_planned(name: str, plan: Plan, model_kwargs: Mapping[str, Any] | None =
         name: On the Hub, or a folder.
         plan: Gives the config.
         model_kwargs: More arguments of `from_pretrained`, such as `revision`, `token`, `trust_remote_code` or
-            `attn_implementation`.
+            `attn_implementation`; and `tokens`, the answers of a causal language model, see `load_config`.
     """
-    options = {"dtype": torch.float32, "ignore_mismatched_sizes": True, **(model_kwargs or {})}
-    config = copy.deepcopy(plan.config)
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(name, config=config, **options)
-    return model
+    options: dict[str, Any] = {"dtype": torch.float32, **(model_kwargs or {})}
+    options.pop("tokens", None)  # the config names them
+    config, model = copy.deepcopy(plan.config), None
+    if is_reranker(config) and config.num_labels == 1:
+        model = load_reranker(name, config, **options)
+    else:
+        options = {"ignore_mismatched_sizes": True, **options}
+        model = AutoModelForSequenceClassification.from_pretrained(name, config=config, **options)
+    return cast("PreTrainedModel", model)
+
+
+def _config_of(name: str, model_kwargs: Mapping[str, Any] | None) -> tuple[Any, SentenceTransformersFiles]:
+    return load_config(name, source_of(model_kwargs), (model_kwargs or {}).get("tokens"))
 
 
 def default_collator(
@@ -358,13 +377,15 @@ def default_collator(
         if not name:
             raise ConfigurationError("No tokenizer: give processing_class, or a data_collator that has one.")
         tokenizer = AutoTokenizer.from_pretrained(name, **source_of(model_kwargs))
-    if truncation is None:
-        source = source_of(model_kwargs)
-        config = (
-            AutoConfig.from_pretrained(model, **source) if isinstance(model, str) else getattr(model, "config", None)
-        )
-        truncation = saved_truncation(config)
-    return PairCollator(tokenizer, truncation=check_truncation(truncation), **options)
+    config = _config_of(model, model_kwargs)[0] if isinstance(model, str) else getattr(model, "config", None)
+    given = {name: value for name, value in options.items() if value is not None}
+    if given.get("template") is None:
+        truncation = saved_truncation(config) if truncation is None else truncation
+        given["template"] = saved_template(config)
+    if isinstance(model, str) and is_reranker(config):
+        given = {"max_length": published_length(model, config), **given}
+    given = {"max_query_length": saved_query_length(config), **given}
+    return PairCollator(tokenizer, truncation=None if truncation is None else check_truncation(truncation), **given)
 
 
 def _look_at(dataset: Rows, collator: Any, config: Any, trained: Columns | None = None) -> tuple[Columns, Survey]:
@@ -375,7 +396,11 @@ def _look_at(dataset: Rows, collator: Any, config: Any, trained: Columns | None 
         return Columns("input_ids", shape="tokens"), assume_labels(config)  # another collator's business
     asked = _asked(first, getattr(collator, "columns", None), trained)
     negatives = getattr(collator, "in_batch_negatives", 0)
-    columns = resolve_columns(dataset, asked, negatives, trained_on=saved_text_columns(config))
+    trained_on = saved_text_columns(config)
+    if isinstance(collator, PairCollator):
+        columns = collator.resolve(dataset, asked, trained_on=trained_on)
+    else:
+        columns = resolve_columns(dataset, asked, negatives, trained_on=trained_on)
     logger.info("Columns: %s", describe_columns(columns, first))
     return columns, survey(rows, columns)
 
@@ -395,14 +420,17 @@ def _asked(
     label = trained.label if trained.label in first else None
     if trained.shape == "tuple":
         counted = NUM_RELEVANT if NUM_RELEVANT in first else None
-        return dataclasses.replace(trained, label=label, num_relevant=counted, class_names=None)
+        own = trained.instruction if trained.instruction in first else None
+        return dataclasses.replace(trained, label=label, num_relevant=counted, class_names=None, instruction=own)
     return texts if label is None else (*texts, label)
 
 
-def _new_config(name: str, labels: Survey, source: Mapping[str, Any]) -> Any:
+def _new_config(name: str, labels: Survey, model_kwargs: Mapping[str, Any] | None) -> Any:
     """A pretrained model's config with as many labels as the data has, under the data's names."""
-    config: Any = AutoConfig.from_pretrained(name, **source)
-    wanted, told = choose_num_labels(labels), SentenceTransformersFiles.read(name, source)
+    config, told = _config_of(name, model_kwargs)
+    wanted = choose_num_labels(labels)
+    if is_reranker(config) and wanted == 1:
+        config.num_labels = 1
     if config.num_labels != wanted:
         forget_scores(config)  # they are the old head's
         config.num_labels = wanted

@@ -3,6 +3,7 @@ from .data.collator import PairCollator as PairCollator
 from .data.columns import Columns as Columns
 from .data.columns import InputExample as InputExample
 from .data.grouping import group_by_query as group_by_query
+from .data.templates import Template as Template
 from .errors import ConfigurationError as ConfigurationError
 from .errors import CrossTrainerError as CrossTrainerError
 from .errors import DataError as DataError

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
-from cross_trainer.data.columns import resolve_columns
 from cross_trainer.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -198,16 +197,18 @@ def _show_scores(trainer: CrossEncoderTrainer, rows: Dataset) -> str:
     """The scores that the saved model gives the first three pairs."""
     from cross_trainer.scoring.cross_encoder import CrossEncoder
 
-    columns = resolve_columns(rows, getattr(trainer.data_collator, "columns", None))
+    assert trainer.plan is not None  # it has trained
+    columns = trainer.plan.for_dataset(rows).columns
     is_remote = bool(getattr(trainer.accelerator.unwrap_model(trainer.model).config, "auto_map", None))
     model = CrossEncoder(str(trainer.args.output_dir), trust_remote_code=is_remote)  # it has been run already
     pairs = []
     for row in rows.select(range(min(3, len(rows)))):
         document = row[columns.documents[0]]
-        pairs.append((row[columns.query], document[0] if isinstance(document, list) else document))
+        own = () if columns.instruction is None else (row[columns.instruction],)
+        pairs.append((row[columns.query], document[0] if isinstance(document, list) else document, *own))
     names = list((model.config.id2label or {}).values()) if model.num_labels > 1 else ["score"]
     lines = [f"Scores of the saved model, read back from {trainer.args.output_dir}"]
     lines.append("  " + "".join(f"{name:>15}" for name in names) + "  pair")
-    for (query, document), scores in zip(pairs, model.predict(pairs).reshape(len(pairs), -1), strict=True):
+    for (query, document, *_), scores in zip(pairs, model.predict(pairs).reshape(len(pairs), -1), strict=True):
         lines.append("  " + "".join(f"{score:>15.4f}" for score in scores) + f"  {query} | {document}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The command line: `cross-trainer train | evaluate | score | rank | mine`, each explained by its `--help`.
+"""The command line: `cross-trainer train | evaluate | score | rank | mine | template`, each explained by its `--help`.
 
     cross-trainer score pairs.csv -o scored.parquet --model output/quora
     cross-trainer train quora.yaml --num_train_epochs 2
@@ -32,6 +32,7 @@ from cross_trainer.commands.evaluate import evaluate_dataset
 from cross_trainer.commands.mine import mine_file
 from cross_trainer.commands.rank import rank_files
 from cross_trainer.commands.score import WINDOW, score_file
+from cross_trainer.commands.template import show_template
 from cross_trainer.commands.train import GENERAL_DEFAULTS, TrainArguments, train_model
 from cross_trainer.errors import CrossTrainerError
 
@@ -101,6 +102,10 @@ LabelColumn = Annotated[str | None, typer.Option(help="The label's column. Needs
 
 MODEL_OPTIONS = [
     _option("max_length", int | None, None, "Tokens of a pair at most. Default: the model's."),
+    _option("max_query_length", int | None, None, "Tokens of the first text at most. Default: the model's."),
+    _option("template", str | None, None, "The text of a pair, or the name of one. Default: the model's."),
+    _option("instruction", str | None, None, "The instruction in the template. Default: the model's."),
+    _option("tokens", list[str] | None, None, "What a causal language model answers for a pair, and again against it."),
     _option("max_tokens", int | None, None, "Tokens of a batch, with padding. Default: depends on the device."),
     _option("device", str | None, None, "cpu, cuda, cuda:1, mps. Default: a GPU if there is one."),
     _option("dtype", str | None, None, "float32, bfloat16 or float16. Default: as saved."),
@@ -206,6 +211,16 @@ def rank(
     """
     _log_to_stderr()
     rank_files(queries, corpus, output, model, overwrite=overwrite, **options)
+
+
+@_command(
+    _option("revision", str | None, None, "Branch, tag or commit of a model on the Hub."),
+    example="cross-trainer template output/rerank",
+)
+def template(model: Annotated[str, typer.Argument(help=f"{MODEL}.")], **options: Any) -> None:
+    """Show the text in which a model reads a pair, as a server must be given it."""
+    _log_to_stderr()
+    show_template(model, **options)
 
 
 TRAIN_HELP = """Train a cross-encoder on pairs, on lists of documents or on positives and negatives.

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cross_trainer.commands.arguments import name_columns
-from cross_trainer.commands.score import load_encoder, show_progress, trained_columns
+from cross_trainer.commands.score import load_encoder, show_progress, takes_instruction, trained_columns
 from cross_trainer.commands.train import check_columns
-from cross_trainer.data.columns import IGNORED_LABEL, NUM_RELEVANT, Columns, Rows, iterate
+from cross_trainer.data.columns import IGNORED_LABEL, INSTRUCTION, NUM_RELEVANT, Columns, Rows, iterate
 from cross_trainer.data.splits import load_split
 from cross_trainer.data.tables import Name, check_output, replacing
 from cross_trainer.errors import DataError
@@ -72,7 +72,8 @@ def evaluate_dataset(
         check_output(output, overwrite)
     columns = name_columns(text_columns, label_column)
     rows = load_split(dataset, split, dataset_config, columns)
-    check_columns(dataset, rows, columns, trained_on=trained_columns(model, **options))
+    instructed = INSTRUCTION in rows.column_names and takes_instruction(model, **options)
+    check_columns(dataset, rows, columns, trained_on=trained_columns(model, **options), instructed=instructed)
     values = measure(load_encoder(model, **options), rows, columns, confidence, batch_size)
     _print_metrics(values, len(rows), confidence)
     if output is not None:

@@ -24,10 +24,22 @@ from typing import TYPE_CHECKING, Any
 
 import cross_trainer
 from cross_trainer.commands.partial import PartialScores
-from cross_trainer.data.tables import Format, Found, Name, check_output, check_table, join_scores, read_rows, replacing
+from cross_trainer.data.columns import INSTRUCTION
+from cross_trainer.data.tables import (
+    Format,
+    Found,
+    Name,
+    check_output,
+    check_table,
+    column_names,
+    join_scores,
+    read_rows,
+    replacing,
+)
 from cross_trainer.errors import ConfigurationError, CrossTrainerError, DataError
 from cross_trainer.internals import commit_hash
-from cross_trainer.saved.folder import saved_text_columns
+from cross_trainer.saved.folder import saved_template, saved_text_columns
+from cross_trainer.saved.rerankers import saved_answers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,7 +104,9 @@ def score_file(
     if not partial.folder.exists():
         check_output(output, overwrite)
     digest = _sha256(source)
-    found = check_table(source, form, text_columns, None if text_columns else trained_columns(model, **options))
+    trained_on = None if text_columns else trained_columns(model, **options)
+    instructed = INSTRUCTION in column_names(source) and takes_instruction(model, **options)
+    found = check_table(source, form, text_columns, trained_on, instructed=instructed)
     logger.info("%s: %d pairs of %s", source, found.rows, " and ".join(map(repr, found.texts)) or "no columns")
     if found.empty:
         logger.warning("%d of the texts are empty. They are scored as they are.", found.empty)
@@ -106,6 +120,9 @@ def score_file(
         "--logits": logits,
         "--window": window,
         "--quantize": options.get("quantize"),
+        "--max-query-length": encoder.max_query_length,
+        "--template": None if encoder.template is None else encoder.template.to_dict(),
+        "--tokens": list(saved_answers(encoder.config)),
         **_environment(encoder),
     }
     if partial.was_finished(settings) and output.exists():
@@ -178,7 +195,7 @@ def load_encoder(name: str, *, device: str | None = None, **options: Any) -> Cro
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigurationError(f"--device {device}: {str(error).splitlines()[0]}") from error
-    with _naming(name):
+    with naming(name):
         return CrossEncoder(name, device=device, **options)
 
 
@@ -190,13 +207,31 @@ def trained_columns(name: str, *, revision: str | None = None, **_options: Any) 
     """
     from transformers import PretrainedConfig
 
-    with _naming(name):
+    with naming(name):
         settings, _ = PretrainedConfig.get_config_dict(name, revision=revision)
         return saved_text_columns(SimpleNamespace(**settings))
 
 
+def takes_instruction(
+    name: str, *, template: Any = None, tokens: Any = None, revision: str | None = None, **_options: Any
+) -> bool:
+    """Whether a model reads pairs in a template with an instruction; arguments as in `load_encoder`.
+
+    Raises:
+        ConfigurationError: There is no such model, or the template isn't one.
+    """
+    from cross_trainer.data.templates import Template
+    from cross_trainer.saved.loading import load_config
+
+    if template is None:
+        with naming(name):
+            config, _ = load_config(name, {"revision": revision}, tokens)
+        template = saved_template(config)
+    return template is not None and Template.of(template).takes_instruction
+
+
 @contextlib.contextmanager
-def _naming(name: str) -> Iterator[None]:
+def naming(name: str) -> Iterator[None]:
     """Name the model in errors of loading it."""
     if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise ConfigurationError(f"The model {name!r} is a path, but there is no such folder.")

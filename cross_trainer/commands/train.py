@@ -16,7 +16,8 @@ import typer
 
 import cross_trainer
 from cross_trainer.commands.arguments import RecipeArguments, finish, load_tokenizer
-from cross_trainer.data.columns import resolve_columns
+from cross_trainer.commands.score import takes_instruction
+from cross_trainer.data.columns import INSTRUCTION, resolve_columns
 from cross_trainer.data.grouping import DOCUMENTS, LABELS, group_by_query
 from cross_trainer.data.splits import load_splits
 from cross_trainer.data.tables import require_columns
@@ -69,6 +70,23 @@ class TrainArguments(RecipeArguments):
     truncation: Literal["longest_first", "only_first", "only_second"] | None = field(
         default=None, metadata={"help": "Which text of a long pair is cut. Default: as the model was trained."}
     )
+    template: str | None = field(
+        default=None,
+        metadata={
+            "help": "The text of a pair, with {query}, {document} and maybe {instruction}, or the name of one. "
+            "Default: as the model was trained."
+        },
+    )
+    instruction: str | None = field(
+        default=None, metadata={"help": "The instruction in the template. Default: the model's."}
+    )
+    max_query_length: int | None = field(
+        default=None, metadata={"help": "Tokens of the first text at most. Default: as the model was trained."}
+    )
+    tokens: list[str] | None = field(
+        default=None,
+        metadata={"help": "The answers of a causal language model, such as: yes no. Default: those of its files."},
+    )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run Python code from the model's folder or repository."}
@@ -92,13 +110,17 @@ def train_model(arguments: TrainArguments, training_arguments: TrainingArguments
     if not arguments.dataset:
         raise ConfigurationError("--dataset is missing: a file, a folder or the id of a data set on the Hub.")
     splits = load_splits(arguments.dataset, arguments.dataset_config, training_arguments.seed, arguments.columns())
-    check_columns(arguments.dataset, splits["train"], arguments.columns(), arguments.in_batch_negatives)
-    loss = None if arguments.loss is None else make_loss(arguments.loss)
-    columns = arguments.columns()
-    if getattr(loss, "couples_rows", False):
-        splits, columns = grouped(splits, columns)
     given = {"revision": arguments.model_revision, "trust_remote_code": arguments.trust_remote_code or None}
     source = {name: value for name, value in given.items() if value is not None}
+    reading = {"template": arguments.template, "tokens": arguments.tokens}
+    names = splits["train"].column_names
+    instructed = INSTRUCTION in names and takes_instruction(arguments.model, **reading, **source)
+    columns, negatives = arguments.columns(), arguments.in_batch_negatives
+    check_columns(arguments.dataset, splits["train"], columns, negatives, instructed=instructed)
+    loss = None if arguments.loss is None else make_loss(arguments.loss)
+    if getattr(loss, "couples_rows", False):
+        splits, columns = grouped(splits, columns, instructed)
+    kwargs = source if arguments.tokens is None else {**source, "tokens": arguments.tokens}
     options: dict[str, Any] = {
         "train_dataset": splits["train"],
         "eval_dataset": splits["validation"],
@@ -106,16 +128,19 @@ def train_model(arguments: TrainArguments, training_arguments: TrainingArguments
             arguments.model,
             load_tokenizer(arguments.model, **source),
             arguments.truncation,
-            source,
+            kwargs,
             max_length=arguments.max_length,
             columns=columns,
             swap=arguments.swap,
-            in_batch_negatives=arguments.in_batch_negatives,
+            in_batch_negatives=negatives,
+            template=arguments.template,
+            instruction=arguments.instruction,
+            max_query_length=arguments.max_query_length,
         ),
         "compute_loss_func": loss,
         "padding_free": arguments.padding_free,
         "max_tokens": arguments.max_tokens,
-        "model_kwargs": source,
+        "model_kwargs": kwargs,
     }
     if arguments.dry_run:
         smoothing, device = training_arguments.label_smoothing_factor, training_arguments.device.type
@@ -127,7 +152,9 @@ def train_model(arguments: TrainArguments, training_arguments: TrainingArguments
     finish(trainer, splits)
 
 
-def grouped(splits: DatasetDict, columns: tuple[str, ...] | None) -> tuple[DatasetDict, tuple[str, ...] | None]:
+def grouped(
+    splits: DatasetDict, columns: tuple[str, ...] | None, instructed: bool = False
+) -> tuple[DatasetDict, tuple[str, ...] | None]:
     """Splits for a loss over the documents of a query: judged pairs are brought together by their query.
 
     Returns:
@@ -135,9 +162,14 @@ def grouped(splits: DatasetDict, columns: tuple[str, ...] | None) -> tuple[Datas
     """
     from datasets import DatasetDict
 
-    found = resolve_columns(splits["train"], columns)
+    found = resolve_columns(splits["train"], columns, instructed=instructed)
     if found.shape != "pair" or found.label is None:
         return splits, columns
+    if found.instruction is not None:
+        raise ConfigurationError(
+            f"--loss compares the documents of a query, and pairs that are brought together lose the column "
+            f"{found.instruction!r}. Give rows with lists of documents, or --instruction and no such column."
+        )
     lists = DatasetDict({name: group_by_query(rows, columns) for name, rows in splits.items()})
     logger.info("%d pairs are brought together as %d queries.", len(splits["train"]), len(lists["train"]))
     return lists, (found.query, DOCUMENTS, LABELS)
@@ -188,6 +220,7 @@ def check_columns(
     columns: tuple[str, ...] | None = None,
     in_batch_negatives: int = 0,
     trained_on: tuple[str, str] | None = None,
+    instructed: bool = False,
 ) -> None:
     """Check that a data set has texts and labels, with messages that name the options of the command line.
 
@@ -197,7 +230,9 @@ def check_columns(
     names, option = rows.column_names, "--text-columns FIRST SECOND --label-column LABEL"
     require_columns(source, names, columns or (), option)
     try:
-        found = resolve_columns(rows, columns, in_batch_negatives, trained_on=trained_on, option=option)
+        found = resolve_columns(
+            rows, columns, in_batch_negatives, trained_on=trained_on, option=option, instructed=instructed
+        )
     except DataError as error:
         raise DataError(f"{source}: {error}") from error
     if found.label is None and not found.grouped:

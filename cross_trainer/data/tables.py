@@ -35,7 +35,7 @@ from os import PathLike
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
-from cross_trainer.data.columns import check_text, choose_texts
+from cross_trainer.data.columns import INSTRUCTION, check_text, choose_texts, without_instruction
 from cross_trainer.errors import ConfigurationError, DataError, short
 
 if TYPE_CHECKING:
@@ -269,7 +269,12 @@ def _open_parquet(path: Name) -> parquet.ParquetFile:
 
 
 def check_table(
-    path: Name, target: Format, texts: Sequence[str] | None = None, trained_on: Sequence[str] | None = None
+    path: Name,
+    target: Format,
+    texts: Sequence[str] | None = None,
+    trained_on: Sequence[str] | None = None,
+    *,
+    instructed: bool = False,
 ) -> Found:
     """Read a table of pairs to count its rows, check its texts, and make sure that it can be written in another format.
 
@@ -278,15 +283,18 @@ def check_table(
         target: The format that it will be written in.
         texts: The columns of the two texts. Default: those that the model was trained on, else by their names.
         trained_on: The two text columns that the model was trained on.
+        instructed: Whether the model takes an instruction, so that a column `instruction` is a third text.
 
     Raises:
         DataError: A text is missing, None or not a string, or a value can't be written in that format. The message
             names the file, the line, the column and the remedy.
     """
     if texts is None:
-        texts = _choose_texts(path, trained_on)
+        texts = _choose_texts(path, trained_on, instructed)
     elif names := column_names(path):
         require_columns(path, names, texts, "--text-columns FIRST SECOND")
+    if instructed and texts and INSTRUCTION not in texts and INSTRUCTION in column_names(path):
+        texts = (*texts, INSTRUCTION)
     if target.name == "parquet":
         copied = Format.of(path).name == "parquet"  # column by column, so only the texts need to be read
         remedy = "Write .jsonl, or make the values alike."
@@ -361,10 +369,11 @@ def require_columns(path: Name, names: Sequence[str], wanted: Iterable[str], opt
             raise DataError(f"{path} has no column {name!r}, but {list(names)}. Name the right one with {option}.")
 
 
-def _choose_texts(path: Name, trained_on: Sequence[str] | None) -> tuple[str, ...]:
-    first = next(read_rows(path), None)
+def _choose_texts(path: Name, trained_on: Sequence[str] | None, instructed: bool) -> tuple[str, ...]:
+    first: Any = next(read_rows(path), None)
     if first is None:
         return ()
+    first = without_instruction(first) if instructed else first
     try:
         return choose_texts([first], first, trained_on, "--text-columns FIRST SECOND")
     except DataError as error:

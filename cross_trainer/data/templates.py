@@ -86,9 +86,7 @@ class Template:
                 raise ConfigurationError(f"template={text!r} has no {{{place}}}: say where that text goes.")
         for place in PLACES:
             if places.count(place) > 1:
-                raise ConfigurationError(
-                    f"template={text!r} has {{{place}}} {places.count(place)} times: name it once."
-                )
+                raise ConfigurationError(f"template={text!r} has {{{place}}} more than once: name it once.")
 
     @property
     def takes_instruction(self) -> bool:

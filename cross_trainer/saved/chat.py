@@ -134,3 +134,46 @@ def _split(text: str, place: str) -> list[str]:
 
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
+
+
+_SERVING = (
+    "The model reads a pair as this text, without special tokens beyond those in it. Servers that apply the "
+    "tokenizer's chat template, to messages of the roles `query` and `document` and an instruction as `system`, make "
+    "it themselves; others must be given it."
+)
+_IN_TWO = (
+    "A server that takes two texts and joins them gets this as the first, and the rest of the text above as the second:"
+)
+
+
+def serving_format(template: Mapping[str, Any] | None) -> str | None:
+    """What a server must be told that doesn't read chat templates: how a pair becomes the text that the model reads.
+
+    It is Markdown, for a person to read, a model card for instance.
+
+    Args:
+        template: As `cross_trainer.saved.folder.saved_template` gives it for a saved folder; None for a model that
+            reads the tokenizer's own form of a pair.
+
+    Returns:
+        None where there is no template.
+    """
+    if template is None:
+        return None
+    text = "".join(template["parts"])
+    lines = [_SERVING, _fenced(text)]
+    if template.get("instruction") is not None:
+        lines += ["The instruction, if there is no other:", _fenced(template["instruction"])]
+    if template.get("bare"):
+        lines += ["Without an instruction, the text is:", _fenced("".join(template["bare"]))]
+    if template.get("strip"):
+        lines.append("Both texts are read without the white space around them.")
+    end = text.find("{query}") + len("{query}")
+    if end < text.find("{document}"):
+        lines += [_IN_TWO, _fenced(text[:end])]
+    lines.append("A text that is too long is cut at the end of the document, never in what follows it.")
+    return "\n\n".join(lines) + "\n"
+
+
+def _fenced(text: str) -> str:
+    return f"````text\n{text}\n````"

@@ -206,6 +206,7 @@ def complete_folder(
     max_length: int | None,
     prompts: Mapping[str, str] | None = None,
     default_prompt_name: str | None = None,
+    answers: Sequence[int] = (),
 ) -> None:
     """Write all that a folder with a saved model lacks, so that every reader reads, cuts and scores pairs alike.
 
@@ -218,18 +219,21 @@ def complete_folder(
         max_length: Tokens of a pair at most; None for no limit.
         prompts: Texts by name that sentence-transformers may put before the first text of a pair.
         default_prompt_name: The one of them that it does put there.
+        answers: The tokens that make the score of a causal language model; none for a classifier.
     """
     template = saved_template(config)
     _save_tokenizer(tokenizer, Path(folder), max_length, getattr(config, "pad_token_id", None), template)
     described = Path(folder, "config.json")
     content = _read_json(described)
-    if content and not content.get("id2label"):  # transformers leaves out two labels without names
+    if content and not answers and not content.get("id2label"):  # transformers leaves out two labels without names
         labels = {"id2label": {str(i): name for i, name in config.id2label.items()}, "label2id": config.label2id}
         described.write_text(json.dumps({**content, **labels}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     reading = Path(folder, "sentence_bert_config.json")
     limit = {} if max_length is None else {"max_seq_length": max_length}
-    classifier = READING_OF_CLASSIFIERS if template is None else READING_OF_MESSAGES
-    _merge_json(reading, {**limit, "do_lower_case": False, **classifier}, OF_OTHER_MODELS)
+    task = READING_OF_ANSWERS if answers else READING_OF_CLASSIFIERS
+    forms = ["text"] if template is None else ["text", "message"]
+    read = {form: {**_FORWARD, **({"format": "flat"} if form == "message" else {})} for form in forms}
+    _merge_json(reading, {**limit, "do_lower_case": False, **task, "modality_config": read}, OF_OTHER_MODELS)
     scores = Path(folder, "config_sentence_transformers.json")
     ours = {
         "model_type": "CrossEncoder",
@@ -238,26 +242,31 @@ def complete_folder(
         "default_prompt_name": default_prompt_name,
     }
     _merge_json(scores, ours)
-    _write_json(Path(folder, "modules.json"), [{"idx": 0, "name": "0", "path": "", "type": MODULE}])
+    modules = [MODULE, *([ANSWERING_MODULE] if answers else [])]
+    paths = [f"{at}_{kind.rpartition('.')[2]}" if at else "" for at, kind in enumerate(modules)]
+    described = [
+        {"idx": at, "name": f"{at}", "path": path, "type": kind}
+        for at, (path, kind) in enumerate(zip(paths, modules, strict=True))
+    ]
+    _write_json(Path(folder, "modules.json"), described)
+    if answers:
+        ends = dict(zip(("true_token_id", "false_token_id"), [*answers, None], strict=False))
+        Path(folder, paths[1]).mkdir(exist_ok=True)
+        _write_json(Path(folder, paths[1], "config.json"), ends)
 
 
 MODULE = "sentence_transformers.base.modules.transformer.Transformer"
+ANSWERING_MODULE = "sentence_transformers.cross_encoder.modules.logit_score.LogitScore"
 
-READING_OF_CLASSIFIERS = {
-    "transformer_task": "sequence-classification",
-    "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
-    "module_output_name": "scores",
-}
-"""What sentence-transformers 6 asks of `sentence_bert_config.json`: without it, there are no scores."""
+_FORWARD = {"method": "forward", "method_output_name": "logits"}
 
-READING_OF_MESSAGES = {
-    **READING_OF_CLASSIFIERS,
-    "modality_config": {
-        "text": {"method": "forward", "method_output_name": "logits"},
-        "message": {"method": "forward", "method_output_name": "logits", "format": "flat"},
-    },
-}
-"""The same where pairs stand in a template, which sentence-transformers 6 makes by the tokenizer's chat template."""
+READING_OF_CLASSIFIERS = {"transformer_task": "sequence-classification", "module_output_name": "scores"}
+"""What sentence-transformers 6 asks of `sentence_bert_config.json`: without it, there are no scores. It makes messages
+of pairs, by the tokenizer's chat template, where `modality_config` has them.
+"""
+
+READING_OF_ANSWERS = {"transformer_task": "text-generation", "module_output_name": "causal_logits"}
+"""The same for causal language models, whose logits go through a `LogitScore`."""
 
 OF_OTHER_MODELS = ("max_seq_length", "processing_kwargs")
 """Keys of `sentence_bert_config.json` that would change how pairs are read."""

@@ -71,7 +71,8 @@ from cross_trainer.saved.loading import (
     saved_activation,
     with_padding,
 )
-from cross_trainer.saved.rerankers import Answers
+from cross_trainer.saved.rerankers import Answers, saved_answers
+from cross_trainer.saved.rerankers import to_causal as to_causal_model
 from cross_trainer.scoring.engine import DEFAULT_WINDOW, Scores, ScoringEngine, best_first, identity, with_logits
 
 if TYPE_CHECKING:
@@ -619,17 +620,31 @@ class CrossEncoder:
 
     # -- saving --------------------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, *, to_causal: bool = False) -> None:
         """Save model, tokenizer, maximal length, activation and prompts for every tool that reads Hugging Face files.
 
         Args:
             folder: Made if it isn't there.
+            to_causal: Save a model that was a causal language model as one again, for servers that know its base: its
+                answers' logits differ by the same scores.
+
+        Raises:
+            ConfigurationError: `to_causal` is asked for, and the model has never answered with tokens.
+            UnsupportedModelError: It is, and the model isn't a linear layer over a causal language model's transformer.
         """
         template = None if self.template is None else self.template.to_dict()
         describe_reading(self.config, self.truncation, None, template, self.max_query_length)
         describe_activation(self.config, self.activation_fn)
-        self.model.save_pretrained(folder)
-        complete_folder(folder, self.config, self.tokenizer, self.max_length, self.prompts, self.default_prompt_name)
+        answers = saved_answers(self.config) if to_causal else ()
+        if to_causal and not answers:
+            raise ConfigurationError(
+                f"to_causal=True: {self.config.name_or_path!r} was never a causal language model that answers with "
+                "tokens."
+            )
+        model: Any = to_causal_model(self.model, answers) if to_causal else self.model
+        model.save_pretrained(folder)
+        prompts = (self.prompts, self.default_prompt_name)
+        complete_folder(folder, self.config, self.tokenizer, self.max_length, *prompts, answers)
 
     def push_to_hub(
         self,

@@ -146,10 +146,12 @@ def test_what_isnt_understood_is_named(tmp_path, file, values, message):
 
 def test_modules_that_arent_understood_are_named(tmp_path):
     folder = save_theirs(tmp_path)
-    kinds = ("base.modules.transformer.Transformer", "cross_encoder.modules.logit_score.LogitScore")
+    kinds = ("base.modules.transformer.Transformer", "sparse_encoder.modules.splade_pooling.SpladePooling")
     modules = [{"idx": i, "path": f"{i}" * i, "type": f"sentence_transformers.{kind}"} for i, kind in enumerate(kinds)]
     (folder / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(ConfigurationError, match="found the modules Transformer, LogitScore of sentence-transformers"):
+    with pytest.raises(
+        ConfigurationError, match="found the modules Transformer, SpladePooling of sentence-transformers"
+    ):
         CrossEncoder(folder)
     (folder / "modules.json").write_text(json.dumps([modules[0] | {"path": "0"}]))
     with pytest.raises(ConfigurationError, match="found the modules Transformer of"):

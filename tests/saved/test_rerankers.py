@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 from pathlib import Path
@@ -10,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rerankers import LONG, build, build_tokenizer, save
 from sentence_transformers import CrossEncoder as TheirEncoder
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast, TrainingArguments
+from transformers import AutoModelForCausalLM, TrainingArguments
 
 from cross_trainer.data.templates import PUBLISHED, Template
 from cross_trainer.errors import ConfigurationError, UnsupportedModelError
@@ -25,57 +24,11 @@ from cross_trainer.scoring.cross_encoder import CrossEncoder
 from cross_trainer.training.trainer import CrossEncoderTrainer
 
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral", "gemma")
-LONG = "paris is a large city in france, and the capital of it. " * 40
 PAIRS = [
     (f"what is the capital of {word}?", text) for word in ("france", "spain") for text in ("paris is it", LONG, "a")
 ]
 MANY = [(f"question {number}", "paris " * (1 + number * 7 % 23)) for number in range(64)]
 CHAT = write_chat_template(PUBLISHED["qwen3-reranker"].to_dict())
-
-
-@functools.cache
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with the special tokens of Qwen, in which the answers are single tokens."""
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<bos>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    texts = ["yes no Yes No", LONG, *("".join(template.parts) for template in PUBLISHED.values())]
-    tokenizer.train_from_iterator([text for text in texts for _ in range(4)] + ["yes", "no", "Yes", "No"] * 9, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|im_end|>")
-
-
-def build(family: str = "qwen3", tied: bool = True, dtype: torch.dtype = torch.float32, **options: object):
-    settings = {
-        "vocab_size": 640,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "intermediate_size": 64,
-        "max_position_embeddings": 512,
-        "pad_token_id": 0,
-        "bos_token_id": 3,
-        "eos_token_id": 2,
-        "initializer_range": 0.3,
-        "tie_word_embeddings": tied,
-    }
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(CONFIG_MAPPING[family](**settings | options)).to(dtype).eval()
-
-
-def save(folder: Path, model, chat_template: str | None = None) -> str:
-    tokenizer = build_tokenizer()
-    tokenizer.chat_template = chat_template
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 def save_theirs(folder: Path, model, chat_template: str | None = None, answers=("yes", "no"), **options) -> str:
@@ -327,3 +280,55 @@ def test_a_new_head_for_other_labels(tmp_path):
     trainer = train(folder, tmp_path / "out", rows)
     assert trainer.model.num_labels == 3
     assert trainer.data_collator.template == Template.of("qwen3-reranker")
+
+
+# -- back again --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answers", [("yes", "no"), ("Yes",)])
+@pytest.mark.parametrize(("family", "tied"), [("qwen3", True), ("llama", False), ("gemma", True)])
+def test_a_model_goes_back_into_the_causal_form(tmp_path, family, tied, answers):
+    model = build(family, tied)
+    encoder = CrossEncoder(save(tmp_path / "own", model), tokens=answers, template="qwen3-reranker")
+    for name, changed in (("as it was", False), ("trained", True)):
+        if changed:
+            with torch.no_grad():
+                for weight in encoder.model.parameters():
+                    weight.add_(torch.randn_like(weight), alpha=0.01)
+        folder = tmp_path / name
+        encoder.save_pretrained(folder, to_causal=True)
+        causal = AutoModelForCausalLM.from_pretrained(folder)
+        assert type(causal) is type(model)
+        assert causal.config.tie_word_embeddings == (tied and not changed)
+        np.testing.assert_allclose(differences(causal, encoder), logits(encoder), atol=1e-5)
+        if tied and not changed:
+            assert all(
+                torch.equal(one, other) for one, other in zip(model.parameters(), causal.parameters(), strict=True)
+            )
+        np.testing.assert_allclose(theirs(str(folder)), logits(encoder), atol=1e-5)
+        again = CrossEncoder(str(folder))
+        np.testing.assert_allclose(logits(again), logits(encoder), atol=1e-5)
+        assert again.template == encoder.template
+
+
+def test_half_precision_goes_back_without_rounding(tmp_path):
+    encoder = CrossEncoder(save(tmp_path / "own", build(dtype=torch.bfloat16)), tokens=("yes", "no"))
+    encoder.model.score.weight.data *= 1.5
+    encoder.save_pretrained(tmp_path / "causal", to_causal=True)
+    head = AutoModelForCausalLM.from_pretrained(tmp_path / "causal").get_output_embeddings().weight
+    yes, no = encoder.config.cross_trainer["answers"]
+    assert torch.equal(head[yes] - head[no], encoder.model.score.weight[0])
+
+
+def test_a_trained_classifier_goes_back(tmp_path):
+    folder = save_theirs(tmp_path, build(), CHAT)
+    train(folder, tmp_path / "out", ROWS)
+    encoder = CrossEncoder(str(tmp_path / "out"))
+    encoder.save_pretrained(tmp_path / "causal", to_causal=True)
+    np.testing.assert_allclose(theirs(str(tmp_path / "causal")), logits(encoder), atol=1e-5)
+
+
+def test_what_never_was_causal_does_not_go_back(tmp_path):
+    encoder = CrossEncoder(save(tmp_path, build()), num_labels=1)
+    with pytest.raises(ConfigurationError, match="was never a causal language model"):
+        encoder.save_pretrained(tmp_path / "causal", to_causal=True)

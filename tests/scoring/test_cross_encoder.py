@@ -614,7 +614,7 @@ def test_errors_of_the_tokenising_thread_surface(folder):
     tokenizer = encoder.tokenizer
 
     class Failing:
-        pad_token_id, pad_token_type_id, padding_side, is_fast = 0, 0, "right", True
+        pad_token_id, pad_token_type_id, padding_side, is_fast, truncation_side = 0, 0, "right", True, "right"
 
         def __call__(self, first, second, **options):
             if "bad" in first:

@@ -17,7 +17,7 @@ HALL = ["errors", "internals"]
 ROOMS = {
     "data": ["columns", "survey", "templates", "pairs", "items", "collator", "grouping", "tables", "splits", "trec"],
     "metrics": ["report", "pairs", "rankings", "evaluate_modules"],
-    "saved": ["chat", "folder", "rerankers", "loading"],
+    "saved": ["chat", "folder", "modular", "rerankers", "loading"],
     "execution": ["dropout", "attention", "padding_free", "token_budget", "view"],
     "training": ["losses", "plan", "sharding", "trainer", "fitting"],
     "scoring": ["engine", "cross_encoder", "mining"],

@@ -110,9 +110,12 @@ def train_model(arguments: TrainArguments, training_arguments: TrainingArguments
     if not arguments.dataset:
         raise ConfigurationError("--dataset is missing: a file, a folder or the id of a data set on the Hub.")
     splits = load_splits(arguments.dataset, arguments.dataset_config, training_arguments.seed, arguments.columns())
-    given = {"revision": arguments.model_revision, "trust_remote_code": arguments.trust_remote_code or None}
+    given: dict[str, Any] = {
+        "revision": arguments.model_revision,
+        "trust_remote_code": arguments.trust_remote_code or None,
+    }
     source = {name: value for name, value in given.items() if value is not None}
-    reading = {"template": arguments.template, "tokens": arguments.tokens}
+    reading: dict[str, Any] = {"template": arguments.template, "tokens": arguments.tokens}
     names = splits["train"].column_names
     instructed = INSTRUCTION in names and takes_instruction(arguments.model, **reading, **source)
     columns, negatives = arguments.columns(), arguments.in_batch_negatives

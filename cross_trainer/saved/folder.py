@@ -242,17 +242,14 @@ def complete_folder(
         "default_prompt_name": default_prompt_name,
     }
     _merge_json(scores, ours)
-    modules = [MODULE, *([ANSWERING_MODULE] if answers else [])]
-    paths = [f"{at}_{kind.rpartition('.')[2]}" if at else "" for at, kind in enumerate(modules)]
-    described = [
-        {"idx": at, "name": f"{at}", "path": path, "type": kind}
-        for at, (path, kind) in enumerate(zip(paths, modules, strict=True))
-    ]
-    _write_json(Path(folder, "modules.json"), described)
+    modules = [{"idx": 0, "name": "0", "path": "", "type": MODULE}]
     if answers:
+        home = "1_LogitScore"
+        modules.append({"idx": 1, "name": "1", "path": home, "type": ANSWERING_MODULE})
+        Path(folder, home).mkdir(exist_ok=True)
         ends = dict(zip(("true_token_id", "false_token_id"), [*answers, None], strict=False))
-        Path(folder, paths[1]).mkdir(exist_ok=True)
-        _write_json(Path(folder, paths[1], "config.json"), ends)
+        _write_json(Path(folder, home, "config.json"), ends)
+    _write_json(Path(folder, "modules.json"), modules)
 
 
 MODULE = "sentence_transformers.base.modules.transformer.Transformer"

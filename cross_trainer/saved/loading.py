@@ -8,6 +8,8 @@ unless the caller asks for more.
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 import importlib
 import inspect
 import json
@@ -32,6 +34,7 @@ from cross_trainer.saved.folder import (
     position_limit,
     saved_template,
 )
+from cross_trainer.saved.modular import Files, Modular, fold, modular_obstacle, read_head
 from cross_trainer.saved.rerankers import (
     Answers,
     check_family,
@@ -137,13 +140,17 @@ def load_classifier(
             those of a plain classifier; or the only weights are pickles, and they are refused.
     """
     config, told = load_config(name, source, tokens)
-    is_classifier = told.obstacle is None and (has_head(config) or is_reranker(config))
+    is_classifier = told.obstacle is None and (has_head(config) or is_reranker(config) or bool(told.modules))
     if num_labels is None and not is_classifier:
         answers = ' If it answers with tokens, pass tokens=("yes", "no") or what they are.' if is_causal(config) else ""
         found = told.obstacle or f"the architecture {_architecture(config)}"
         raise ConfigurationError(_no_head(name, found) + answers)
     if told.activation is not None:
         name_activation(config, told.activation)
+    if told.modules and told.obstacle is None and num_labels is None:
+        model = load_modular(name, told, dtype=dtype, use_safetensors=use_safetensors, **source)
+        name_activation(model.config, activation_path(config))
+        return Loaded(model, False, told.max_length, told.prompts, told.default_prompt_name)
     if is_reranker(config) and num_labels in {None, 1} and told.obstacle is None:
         model = load_reranker(name, config, dtype=dtype, use_safetensors=use_safetensors, **source)
         limit = told.max_length or published_length(name, config)
@@ -187,6 +194,43 @@ def load_reranker(name: str, config: Any, **options: Any) -> Any:
             f"{name} doesn't answer: there are no weights for {', '.join(sorted(missing)[:3])} in its files."
         )
     return to_classifier(model, saved_answers(config))
+
+
+def load_modular(name: str, told: SentenceTransformersFiles, **options: Any) -> Any:
+    """Load a cross-encoder of several modules: the classifier of its family that computes the same, or else those.
+
+    Args:
+        name: On the Hub, or a folder.
+        told: What its files say, without an obstacle.
+        options: Of `from_pretrained`.
+
+    Raises:
+        ConfigurationError: A file isn't there, or holds only pickles.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    source = {key: value for key, value in options.items() if key not in {"dtype", "use_safetensors"}}
+    config = AutoConfig.from_pretrained(name, **source)
+    base, _ = _load_weights(name, config, kind=AutoModel, **options)
+    kinds = _kinds(list(told.modules))
+    files = functools.partial(_read_json, name, source=source)
+    head = read_head(told.modules, kinds, files, functools.partial(_read_tensors, name, source), _torch_module)
+    head = dataclasses.replace(head, layers=tuple(layer.to(base.dtype) for layer in head.layers))
+    model = fold(head, base)
+    if model is None:
+        model = Modular(base, head).eval()
+        base.config.num_labels = head.num_labels
+    logger.info("The modules %s are scored as %s.", ", ".join(kinds), type(model).__name__)
+    return model
+
+
+def _read_tensors(name: str, source: Mapping[str, Any], folder: str) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    path = _find_file(name, f"{folder}/model.safetensors", source)
+    if path is None:
+        raise ConfigurationError(f"{name} has no weights in {folder}/model.safetensors.")
+    return load_file(path)
 
 
 def _says_its_labels(name: str, source: dict[str, Any]) -> bool:
@@ -268,6 +312,7 @@ class SentenceTransformersFiles:
         default_prompt_name: The one of them that is put there.
         answers: The tokens that a causal language model answers with.
         chat: How pairs are made messages, as `read_chat_template` takes it; None where they aren't.
+        modules: What `modules.json` lists, where it pools and scores by modules of its own, see `saved.modular`.
     """
 
     obstacle: str | None = None
@@ -277,6 +322,7 @@ class SentenceTransformersFiles:
     default_prompt_name: str | None = None
     answers: tuple[int, ...] = ()
     chat: dict[str, Any] | None = None
+    modules: tuple[dict[str, Any], ...] = ()
 
     @classmethod
     def read(cls, name: str, source: Mapping[str, Any]) -> SentenceTransformersFiles:
@@ -291,13 +337,14 @@ class SentenceTransformersFiles:
         head = {} if path is None else _read_json(name, f"{path}/config.json", source) or {}
         answers = [head.get(key) for key in ("true_token_id", "false_token_id")]
         return cls(
-            _obstacle(modules, reading, default, prompts),
+            _obstacle(modules, reading, default, prompts, functools.partial(_read_json, name, source=source)),
             told.get("activation_fn"),
             reading.get("max_seq_length"),
             prompts,
             default,
             tuple(token for token in answers if token is not None),
             _chat(reading, prompts.get(default)),
+            tuple(modules) if len(modules) > 1 and _kinds(modules) != _ANSWERING else (),
         )
 
 
@@ -318,14 +365,15 @@ def _chat(reading: dict[str, Any], instruction: str | None) -> dict[str, Any] | 
     return {"options": options, "format": form, "instruction": instruction}
 
 
-def _obstacle(modules: list[Any], reading: dict[str, Any], default: str | None, prompts: dict[str, str]) -> str | None:
+def _obstacle(
+    modules: list[Any], reading: dict[str, Any], default: str | None, prompts: dict[str, str], files: Files
+) -> str | None:
     kinds = _kinds(modules)
-    if kinds not in (["Transformer"], _ANSWERING) or modules[0].get("path"):
-        return (
-            f"the modules {', '.join(kinds)} of sentence-transformers, of which only a single Transformer is "
-            "understood, alone or under a LogitScore"
-        )
-    expected = "sequence-classification" if len(kinds) == 1 else "text-generation"
+    reason = None if kinds in (["Transformer"], _ANSWERING) else modular_obstacle(modules, kinds, files)
+    if reason is not None or modules[0].get("path"):
+        return reason or f"the modules {', '.join(kinds)} of sentence-transformers, with a Transformer in a folder"
+    expected = {1: "sequence-classification"}.get(len(kinds), "feature-extraction")
+    expected = "text-generation" if kinds == _ANSWERING else expected
     task = reading.get("transformer_task", expected)
     if task != expected:
         return f"a Transformer of sentence-transformers with the task {task!r}"
@@ -343,19 +391,25 @@ def _obstacle(modules: list[Any], reading: dict[str, Any], default: str | None, 
 
 
 def _read_json(name: str, file: str, source: Mapping[str, Any]) -> Any:
+    """What a file of a folder or a repository says, or None where there is none."""
+    path = _find_file(name, file, source)
+    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def _find_file(name: str, file: str, source: Mapping[str, Any]) -> str | None:
     """A file of a folder or a repository, or None where there is none."""
     from transformers.utils.hub import cached_file
 
     asked = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
     where = {key: source[key] for key in asked if source.get(key) is not None}
-    path = cached_file(
+    found: str | None = cached_file(
         name,
         file,
         **where,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    return found
 
 
 def load_tokenizer(name: str, source: Mapping[str, Any]) -> Any:
@@ -446,6 +500,8 @@ def padding_side(model: Any, tokenizer: Any) -> str:
     reads the last token. Of code that isn't transformers' own nothing is known, so the tokenizer's side counts there.
     """
     classifier = getattr(model, "get_base_model", lambda: model)()
+    if isinstance(classifier, Modular):
+        classifier = classifier.base_model
     if not type(classifier).__module__.startswith("transformers.models."):
         return str(tokenizer.padding_side)
     return "left" if classifier.config.model_type == "xlnet" else "right"

@@ -633,6 +633,11 @@ class CrossEncoder:
             UnsupportedModelError: It is, and the model isn't a linear layer over a causal language model's transformer.
         """
         template = None if self.template is None else self.template.to_dict()
+        if not hasattr(self.model, "save_pretrained"):
+            raise UnsupportedModelError(
+                "The model is scored through the modules of sentence-transformers that it was saved with, which no "
+                f"classifier of a {self.config.model_type} computes. Keep its own folder."
+            )
         describe_reading(self.config, self.truncation, None, template, self.max_query_length)
         describe_activation(self.config, self.activation_fn)
         answers = saved_answers(self.config) if to_causal else ()

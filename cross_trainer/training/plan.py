@@ -68,9 +68,11 @@ from cross_trainer.saved.loading import (
     SentenceTransformersFiles,
     check_vocabulary,
     load_config,
+    load_modular,
     load_reranker,
     padding_side,
 )
+from cross_trainer.saved.modular import Modular
 from cross_trainer.saved.rerankers import is_reranker, published_length
 from cross_trainer.training.losses import (
     BinaryCrossEntropyLoss,
@@ -183,6 +185,9 @@ class Plan:
             "label_names": f"{_label_names(self.config)}",
             **{name: repr(getattr(self, name)) for name in _DECISIONS},
         }
+        for name in ("template", "max_query_length"):
+            if getattr(self.collator, name, None) is not None:
+                shown[name] = repr(getattr(self.collator, name))
         return "Plan(\n" + "".join(f"    {name}={value},\n" for name, value in shown.items()) + ")"
 
     def for_dataset(self, dataset: Rows) -> DataPlan:
@@ -345,13 +350,18 @@ def load_planned(name: str, plan: Plan, model_kwargs: Mapping[str, Any] | None =
     """
     options: dict[str, Any] = {"dtype": torch.float32, **(model_kwargs or {})}
     options.pop("tokens", None)  # the config names them
-    config, model = copy.deepcopy(plan.config), None
+    config = copy.deepcopy(plan.config)
     if is_reranker(config) and config.num_labels == 1:
-        model = load_reranker(name, config, **options)
-    else:
-        options = {"ignore_mismatched_sizes": True, **options}
-        model = AutoModelForSequenceClassification.from_pretrained(name, config=config, **options)
-    return cast("PreTrainedModel", model)
+        return cast("PreTrainedModel", load_reranker(name, config, **options))
+    told = SentenceTransformersFiles.read(name, source_of(model_kwargs))
+    if told.modules and told.obstacle is None:
+        modular = load_modular(name, told, **options)
+        if not isinstance(modular, Modular) and modular.num_labels == config.num_labels:
+            return cast("PreTrainedModel", modular)
+        logger.warning("The modules behind the transformer of %s don't become a classifier: its head is new.", name)
+    options = {"ignore_mismatched_sizes": True, **options}
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(name, config=config, **options)
+    return model
 
 
 def _config_of(name: str, model_kwargs: Mapping[str, Any] | None) -> tuple[Any, SentenceTransformersFiles]:

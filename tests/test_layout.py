@@ -21,7 +21,7 @@ ROOMS = {
     "execution": ["dropout", "attention", "padding_free", "token_budget", "view"],
     "training": ["losses", "plan", "sharding", "trainer", "fitting"],
     "scoring": ["engine", "cross_encoder", "mining"],
-    "commands": ["arguments", "partial", "score", "rank", "mine", "train", "evaluate", "cli"],
+    "commands": ["arguments", "processes", "partial", "score", "rank", "mine", "train", "evaluate", "cli"],
 }
 """Each file imports from those before it in its own room, and from the rooms before its own."""
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from cross_trainer.errors import ConfigurationError
+from cross_trainer.internals import process_state
 from cross_trainer.saved.folder import (
     ACTIVATION_CLASSES,
     activation_path,
@@ -267,9 +268,7 @@ def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 def default_device() -> torch.device:
     """The GPU of this process, if there is one, else the CPU."""
-    from accelerate import PartialState  # type: ignore[import-untyped]
-
-    return torch.device(PartialState().device)
+    return torch.device(process_state().device)
 
 
 def with_padding(tokenizer: Any, model: Any) -> Any:

@@ -14,6 +14,7 @@ Shapes: P pairs, C classes, D documents of a query.
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import logging
 import operator
@@ -62,7 +63,15 @@ from cross_trainer.saved.loading import (
     saved_activation,
     with_padding,
 )
-from cross_trainer.scoring.engine import DEFAULT_WINDOW, Scores, ScoringEngine, best_first, identity, with_logits
+from cross_trainer.scoring.engine import (
+    DEFAULT_WINDOW,
+    Scores,
+    ScoringEngine,
+    best_first,
+    identity,
+    process_of_all,
+    with_logits,
+)
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -223,6 +232,7 @@ class CrossEncoder:
         symmetric: bool = False,
         columns: Sequence[str] | None = None,
         distributed: bool = False,
+        devices: Sequence[str | torch.device] | None = None,
         convert_to_numpy: bool = True,
         prompt_name: str | None = None,
     ) -> Any:
@@ -237,7 +247,9 @@ class CrossEncoder:
             columns: The names of the two texts' columns, for dicts and data sets. Default: the first two columns of
                 text.
             distributed: Every process of a distributed run calls this with the same pairs, scores its share, and gets
-                all scores.
+                all scores: those of one process.
+            devices: Score on all of these at once, each with a copy of the model that lasts for this call; a device
+                given twice has two copies. Default: on the model's own. The scores are those of one device of the kind.
             convert_to_numpy: False returns a tensor on the CPU.
             prompt_name: Of the model's `prompts`, the one to put before the first texts. Default: the model's default
                 prompt, if it has one.
@@ -254,13 +266,13 @@ class CrossEncoder:
         single = is_single(pairs)
         rows = list(self._read([pairs] if single else pairs, columns, prompt))
         distinct, places = unique_pairs(rows)
-        engine, chosen = self._engine(batch_size), self._activation(activation)
-        share, join = _share(distinct) if distributed else (distinct, identity)
-        with _progress(show_progress_bar, len(share)) as advance:
-            parts = list(engine.score(share, chosen, symmetric=symmetric, distinct=True, on_batch=advance))
+        engine, chosen = self._engine(batch_size, distributed, devices), self._activation(activation)
+        shown = False if distributed and process_of_all()[0] else show_progress_bar
+        with _progress(shown, len(distinct)) as advance:
+            parts = list(engine.score(distinct, chosen, symmetric=symmetric, distinct=True, on_batch=advance))
         # An empty list tells the activation's width by an empty batch of logits.
         parts = parts or [np.asarray(chosen(torch.zeros(0, self.num_labels)), dtype=np.float32)]
-        scores = _squeeze(join(np.concatenate(parts)))[places]
+        scores = _squeeze(np.concatenate(parts))[places]
         result = scores[0] if single else scores
         return result if convert_to_numpy else torch.as_tensor(result)
 
@@ -273,6 +285,8 @@ class CrossEncoder:
         *,
         symmetric: bool = False,
         columns: Sequence[str] | None = None,
+        distributed: bool = False,
+        devices: Sequence[str | torch.device] | None = None,
     ) -> Iterator[Any]:
         """Score a stream of any length in constant memory.
 
@@ -286,6 +300,8 @@ class CrossEncoder:
             activation: As for `predict`.
             symmetric: As for `predict`.
             columns: As for `predict`.
+            distributed: As for `predict`.
+            devices: As for `predict`.
 
         Yields:
             One number for each row, in order, or [C] for more than one label.
@@ -293,8 +309,17 @@ class CrossEncoder:
         Raises:
             DataError: A row isn't a pair of texts; the scores of the windows before its own come first.
         """
-        for scores in self.score_windows(rows, window, batch_size, activation, symmetric=symmetric, columns=columns):
-            yield from _squeeze(scores)
+        windows = self.score_windows(
+            rows,
+            window,
+            batch_size,
+            activation,
+            symmetric=symmetric,
+            columns=columns,
+            distributed=distributed,
+            devices=devices,
+        )
+        yield from itertools.chain.from_iterable(map(_squeeze, windows))
 
     def score_windows(
         self,
@@ -305,6 +330,8 @@ class CrossEncoder:
         *,
         symmetric: bool = False,
         columns: Sequence[str] | None = None,
+        distributed: bool = False,
+        devices: Sequence[str | torch.device] | None = None,
     ) -> Iterator[Scores]:
         """What `predict_iter` scores, a window at a time.
 
@@ -314,7 +341,7 @@ class CrossEncoder:
             Scores [W, C] of W = `window` rows, fewer in the last one.
         """
         prompt = self._prompt(symmetric=symmetric)
-        engine, chosen = self._engine(batch_size), self._activation(activation)
+        engine, chosen = self._engine(batch_size, distributed, devices), self._activation(activation)
         for scores in engine.score(self._read(rows, columns, prompt), chosen, symmetric=symmetric, window=window):
             yield scores.reshape(len(scores), -1)
 
@@ -419,7 +446,12 @@ class CrossEncoder:
         passages = cut_into_passages(self.tokenizer, query, documents, self.max_length, stride)
         return [parts[: 1 if how == "first" else None] for parts in passages]
 
-    def _engine(self, batch_size: int | None = None) -> ScoringEngine:
+    def _engine(
+        self,
+        batch_size: int | None = None,
+        distributed: bool = False,
+        devices: Sequence[str | torch.device] | None = None,
+    ) -> ScoringEngine:
         if batch_size is not None:
             check_whole("batch_size", batch_size)
         if self._untrained:
@@ -428,17 +460,38 @@ class CrossEncoder:
                 self.config.name_or_path,
             )
             self._untrained = False
+        (model, device), *replicas = self._replicas(devices)
         return ScoringEngine(
-            self._scoring_model(),
+            model,
             self.tokenizer,
             self.max_length,
             self.max_tokens,
             batch_size,
-            self.device,
+            device,
             self.truncation,
             padding_side(self.model, self.tokenizer),
             self.config.model_type in READS_PADDING,
+            replicas,
+            distributed,
         )
+
+    def _replicas(self, devices: Sequence[str | torch.device] | None) -> list[tuple[Callable[..., Any], torch.device]]:
+        """The model to score with on each of these devices: its own view where it is, and copies elsewhere."""
+        if devices is None:
+            return [(self._scoring_model(), self.device)]
+        if isinstance(devices, str) or not devices:
+            raise ConfigurationError(f'devices={devices!r}: expected a list of devices, such as ["cuda:0", "cuda:1"].')
+        if self._compile:
+            raise ConfigurationError("devices= can't be used with compile=True. Start a process for each device.")
+        found, own = [], self.device
+        for device in map(torch.device, devices):
+            if self._quantize and device.type != "cpu":
+                raise ConfigurationError(f'devices={devices!r}: quantize="int8" computes on CPUs only.')
+            replica = self if device == own else copy.deepcopy(self)
+            cast("torch.nn.Module", replica.model).to(device)
+            found.append((replica._scoring_model(), device))  # noqa: SLF001  # its own class's
+            own = own if replica is not self else torch.device("meta")  # taken
+        return found
 
     def _scoring_model(self) -> Callable[..., Any]:
         """The view of the model that scores are computed with, made anew when the model has changed."""
@@ -624,23 +677,6 @@ def _same(one: list[Any], other: list[Any]) -> bool:
 def _squeeze(scores: Scores) -> Scores:
     """[P, 1] as [P]."""
     return scores[:, 0] if scores.ndim == 2 and scores.shape[1] == 1 else scores
-
-
-def _share(pairs: list[Pair]) -> tuple[list[Pair], Callable[[Scores], Scores]]:
-    """This process's share of the pairs, and how to join all processes' scores in order."""
-    from accelerate import PartialState  # type: ignore[import-untyped]
-    from accelerate.utils import gather_object  # type: ignore[import-untyped]
-
-    state = PartialState()
-
-    def join(scores: Scores) -> Scores:
-        parts = gather_object([scores]) if state.num_processes > 1 else [scores]
-        joined = np.empty((len(pairs), *scores.shape[1:]), dtype=np.float32)
-        for process, part in enumerate(parts):
-            joined[process :: state.num_processes] = part
-        return joined
-
-    return pairs[state.process_index :: state.num_processes], join
 
 
 @contextlib.contextmanager

@@ -126,6 +126,12 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         args = args if args is not None else TrainingArguments("tmp_trainer")
         if isinstance(model, os.PathLike):
             model = os.fspath(model)
+        started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+        if started > 1 and args.world_size == 1:
+            raise ConfigurationError(
+                f"This process is one of {started}, but its TrainingArguments know of no other: each would train alone. "
+                "Where there is no accelerator, pass use_cpu=True."
+            )
         if model_kwargs and not isinstance(model, str):
             raise ConfigurationError(
                 f"model_kwargs={dict(model_kwargs)} are for a model given by its name: this one is loaded already."

@@ -92,7 +92,6 @@ _DEVICES = Refused(
 _WORKERS = Refused("a thread tokenises ahead of the model. Leave it out.", (None, 0))
 _CARD = "the model card is yours to write, with huggingface_hub.ModelCard. Leave it out."
 _SAVING = {
-    "model_name": Refused(_CARD),
     "train_datasets": Refused(_CARD),
     "safe_serialization": Refused("weights are saved as safetensors, never as pickles. Leave it out.", (None, True)),
 }
@@ -127,7 +126,11 @@ REFUSED: dict[str, dict[str, Refused]] = {
         "convert_to_numpy": Refused("rank() returns plain numbers. Leave it out.", (None, True, False)),
         "convert_to_tensor": Refused("rank() returns plain numbers. Leave it out.", (None, False)),
     },
-    "save_pretrained": {**_SAVING, "create_model_card": Refused(_CARD, (None, False))},
+    "save_pretrained": {
+        **_SAVING,
+        "model_name": Refused(_CARD),
+        "create_model_card": Refused(_CARD, (None, False)),
+    },
     "push_to_hub": {
         **_SAVING,
         "local_model_path": Refused(

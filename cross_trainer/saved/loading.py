@@ -270,6 +270,31 @@ def load_tokenizer(name: str, source: dict[str, Any]) -> Any:
     return AutoTokenizer.from_pretrained(name, **source)
 
 
+def agreed(name: str, given: Any, elsewhere: str, found: Any) -> Any:
+    """An argument that can be given in two places.
+
+    Raises:
+        ConfigurationError: They contradict each other.
+    """
+    if given is not None and found is not None and given != found:
+        raise ConfigurationError(f"{name}={given} contradicts {found} in {elsewhere}: give one of them.")
+    return found if given is None else given
+
+
+def check_device(device: Any) -> None:
+    """Check that this names a device, or is None.
+
+    Raises:
+        ConfigurationError: It is something else.
+    """
+    if device is not None and not isinstance(device, str | int | torch.device):
+        raise ConfigurationError(
+            f'device={short(device)}: expected one, such as "cuda:0" or torch.device("cpu"). An activation goes by its '
+            "name, activation=...; for several devices run one process each, with accelerate launch, and let all of "
+            "them call predict(distributed=True)."
+        )
+
+
 def place_loading(device: Any, model_kwargs: Mapping[str, Any]) -> tuple[str | torch.device | None, dict[str, Any]]:
     """Where to move a model once it is loaded, None where loading places it, and the arguments to load it with.
 

@@ -6,7 +6,7 @@
     model.fit(train_dataloader, evaluator=evaluator, epochs=4, output_path="output")                 # trains it further
 
 What the classifier's config says about its scores is kept: the activation is the one that sentence-transformers would
-apply. Nothing of a repository is ever run unless asked for. How pairs are batched is told in `scoring.py`.
+apply. Nothing of a repository is ever run unless asked for. How pairs are batched is told in `engine.py`.
 
 Shapes: P pairs, C classes, D documents of a query.
 """
@@ -29,7 +29,9 @@ from cross_trainer.saved.hub import push_to_hub
 from cross_trainer.saved.loading import (
     Activation,
     Loaded,
+    agreed,
     as_dtype,
+    check_device,
     check_loaded,
     check_vocabulary,
     choose_max_length,
@@ -166,9 +168,9 @@ class CrossEncoder:
         }
         model_kwargs, tokenizer_kwargs = dict(model_kwargs or {}), dict(tokenizer_kwargs or {})
         config_kwargs = dict(config_kwargs or {})
-        _check_device(device)
-        num_labels = _agreed("num_labels", num_labels, "config_kwargs", config_kwargs.pop("num_labels", None))
-        max_length = _agreed("max_length", max_length, "tokenizer_kwargs", tokenizer_kwargs.get("model_max_length"))
+        check_device(device)
+        num_labels = agreed("num_labels", num_labels, "config_kwargs", config_kwargs.pop("num_labels", None))
+        max_length = agreed("max_length", max_length, "tokenizer_kwargs", tokenizer_kwargs.get("model_max_length"))
         if tokenizer is not None and tokenizer_kwargs:
             raise ConfigurationError(
                 f"tokenizer_kwargs={tokenizer_kwargs} are for the tokenizer that lies beside the model, and another "
@@ -458,7 +460,7 @@ class CrossEncoder:
 
     def _place(self, device: str | torch.device | None) -> None:
         """Move the model, if a device is named."""
-        _check_device(device)
+        check_device(device)
         if device is not None:
             cast("Any", self.model).to(device)
         self._prepared.check(self.device)
@@ -512,9 +514,8 @@ class CrossEncoder:
         checkpoints.
 
         The loss follows from the labels: binary cross-entropy for one label in [0, 1], cross-entropy for classes.
-            Afterwards the model in
-        memory is the last one, and `activation_fn` is what its loss makes of logits, unless one was given at
-        construction.
+        Afterwards the model in memory is the last one, and `activation_fn` is what its loss makes of logits, unless one
+        was given at construction.
 
         Args:
             train_dataloader: Over `InputExample(texts=[a, b], label=...)`, tuples or dicts. Its batch size, order and
@@ -534,8 +535,7 @@ class CrossEncoder:
             weight_decay: As in AdamW.
             evaluation_steps: Above 0, also evaluate after each so many steps.
             output_path: Where to save: the best model by the evaluator, at once when it is found; the last one without
-                an evaluator.
-                Default: nowhere.
+                an evaluator. Default: nowhere.
             save_best_model: False saves the last model, whatever an evaluator says.
             max_grad_norm: Gradients are clipped to this norm.
             use_amp: Mixed precision in bfloat16.
@@ -605,23 +605,7 @@ class _ReportedMetrics(dict[str, float]):
         self.update(metrics)
 
 
-# -- arguments and results ---------------------------------------------------------------------------------------------
-
-
-def _agreed(name: str, given: Any, elsewhere: str, found: Any) -> Any:
-    """An argument that can be given in two places."""
-    if given is not None and found is not None and given != found:
-        raise ConfigurationError(f"{name}={given} contradicts {found} in {elsewhere}: give one of them.")
-    return found if given is None else given
-
-
-def _check_device(device: Any) -> None:
-    if device is not None and not isinstance(device, str | int | torch.device):
-        raise ConfigurationError(
-            f'device={short(device)}: expected one, such as "cuda:0" or torch.device("cpu"). An activation goes by its '
-            "name, activation=...; for several devices run one process each, with accelerate launch, and let all of "
-            "them call predict(distributed=True)."
-        )
+# -- results -----------------------------------------------------------------------------------------------------------
 
 
 def _squeeze(scores: Scores) -> Scores:

@@ -15,6 +15,7 @@ Shapes: P pairs, W pairs of a window, L tokens of a padded row, C classes, H hid
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import logging
@@ -193,12 +194,6 @@ class ScoringEngine:
         return cast("Scores", scores.float().numpy())
 
 
-def process_of_all() -> tuple[int, int]:
-    """This process's number in a distributed run, and how many there are."""
-    state = process_state()
-    return state.process_index, state.num_processes
-
-
 def _activate(activation: Activation, logits: Tensor) -> Tensor:
     """Scores [P] or [P, C] of logits [P, C].
 
@@ -268,3 +263,22 @@ def _return_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+# -- around a call -----------------------------------------------------------------------------------------------------
+
+
+def process_of_all() -> tuple[int, int]:
+    """This process's number in a distributed run, and how many there are."""
+    state = process_state()
+    return state.process_index, state.num_processes
+
+
+@contextlib.contextmanager
+def progress(show: bool | None, total: int) -> Iterator[Callable[[int], Any]]:
+    """A progress bar over pairs; gives the function to advance it."""
+    from tqdm.auto import tqdm
+
+    # tqdm takes None for "on a terminal only".
+    with tqdm(total=total, unit="pair", desc="Scoring", disable=None if show is None else not show) as bar:
+        yield bar.update

@@ -38,7 +38,7 @@ for argv in (
     ["score", data / "pairs.csv", "-o", folder / "scored.parquet", "--window", "7"],
     ["score", data / "pairs.csv", "-o", folder / "both.csv", "--window", "9", "--symmetric"],
     ["rank", data / "queries.csv", data / "corpus.csv", "-o", folder / "ranked.trec", "--window", "11"],
-    ["evaluate", model, data / "labelled.csv", "-o", folder / "metrics.json", "--batch-size", "5", "--confidence", "0.9"],
+    ["evaluate", model, data / "labelled.csv", "-o", folder / "metrics.json", "--batch-size", "5"],
     ["mine", data / "positives.csv", "-o", folder / "mined.csv", "--num-negatives", "2", "--max-score", "0.9"],
 ):
     if argv[0] != "evaluate":

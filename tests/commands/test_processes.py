@@ -85,8 +85,8 @@ def test_two_processes_write_what_one_does(tmp_path, model):
 
 
 def test_an_error_ends_all_processes_and_is_said_once(tmp_path, model):
-    table = write_table(tmp_path / "pairs.csv", [*make_rows(3), {"a": "x"}])
+    table = write_table(tmp_path / "pairs.jsonl", [*make_rows(3), {"first": "x"}])
     done = start(2, "-m", "cross_trainer", "score", table, "-o", tmp_path / "out.csv", "-m", model)
     assert done.returncode
     assert done.stderr.count("error: ") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["pairs.csv"]
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]

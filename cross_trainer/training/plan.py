@@ -352,10 +352,10 @@ def load_planned(name: str, plan: Plan, model_kwargs: Mapping[str, Any] | None =
     options.pop("tokens", None)  # the config names them
     config = copy.deepcopy(plan.config)
     if is_reranker(config) and config.num_labels == 1:
-        return cast("PreTrainedModel", load_reranker(name, config, **options))
+        return cast("PreTrainedModel", load_reranker(name, config, source=options))
     told = SentenceTransformersFiles.read(name, source_of(model_kwargs))
     if told.modules and told.obstacle is None:
-        modular = load_modular(name, told, **options)
+        modular = load_modular(name, _config_of(name, model_kwargs)[0], told, source=options)
         if not isinstance(modular, Modular) and modular.num_labels == config.num_labels:
             return cast("PreTrainedModel", modular)
         logger.warning("The modules behind the transformer of %s don't become a classifier: its head is new.", name)

@@ -36,13 +36,13 @@ def read_chat_template(tokenizer: Any, chat: Mapping[str, Any]) -> dict[str, Any
     instruction, query, document = _MARKS
     plain = _render(tokenizer, chat, None, query, document)
     told = _render(tokenizer, chat, instruction, query, document)
-    padded = _render(tokenizer, chat, None, f" {query} ", f" {document} ")
+    padded = _render(tokenizer, chat, None, f"\v{query}\v", f"\v{document}\v")
     if not all(text.count(mark) == 1 for text in (plain, padded) for mark in (query, document)):
         raise ConfigurationError(
             "The chat template of the tokenizer doesn't put a message of the role 'query' and one of the role "
             "'document' in their places, so it is none for pairs. Give a template with {query} and {document}."
         )
-    template: dict[str, Any] = {"parts": [_with_places(plain)], "strip": f" {query} " not in padded}
+    template: dict[str, Any] = {"parts": [_with_places(plain)], "strip": f"\v{query}\v" not in padded}
     if told.count(instruction) == 1:
         template |= {"parts": [_with_places(told)], "instruction": chat.get("instruction")}
         start, end = told.split(instruction)

@@ -17,7 +17,7 @@ HALL = ["errors", "internals"]
 ROOMS = {
     "data": ["columns", "survey", "pairs", "items", "collator", "grouping", "tables", "splits", "trec"],
     "metrics": ["report", "pairs", "rankings", "evaluate_modules"],
-    "saved": ["folder", "loading"],
+    "saved": ["folder", "adapters", "loading"],
     "execution": ["dropout", "attention", "padding_free", "token_budget", "view"],
     "training": ["losses", "plan", "sharding", "trainer", "fitting"],
     "scoring": ["engine", "cross_encoder", "mining"],

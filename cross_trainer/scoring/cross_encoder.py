@@ -46,6 +46,7 @@ from cross_trainer.execution.view import (
     structure,
 )
 from cross_trainer.internals import tensor_state
+from cross_trainer.saved.adapters import adapter_folders, files_of_other_form, write_model
 from cross_trainer.saved.folder import complete_folder, describe_reading, saved_text_columns, saved_truncation
 from cross_trainer.saved.loading import (
     Activation,
@@ -561,16 +562,23 @@ class CrossEncoder:
 
     # -- saving --------------------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, *, merge_adapters: bool = False) -> None:
         """Save model, tokenizer, maximal length, activation and prompts for every tool that reads Hugging Face files.
 
         Args:
             folder: Made if it isn't there.
+            merge_adapters: Save a plain classifier with the adapters of peft in its weights; the model in memory stays
+                as it is. Without it, the folder holds the active adapter, and names its base model.
+
+        Raises:
+            ConfigurationError: The folder can't hold the model, or there are no adapters to merge.
+            UnsupportedModelError: The adapters can't be merged.
         """
         describe_reading(self.config, self.truncation)
         describe_activation(self.config, self.activation_fn)
-        self.model.save_pretrained(folder)
-        complete_folder(folder, self.config, self.tokenizer, self.max_length, self.prompts, self.default_prompt_name)
+        write_model(self.model, folder, merge_adapters)
+        for place in [Path(folder)] if merge_adapters else adapter_folders(self.model, folder):
+            complete_folder(place, self.config, self.tokenizer, self.max_length, self.prompts, self.default_prompt_name)
 
     def push_to_hub(
         self,
@@ -580,6 +588,7 @@ class CrossEncoder:
         token: str | bool | None = None,
         revision: str | None = None,
         commit_message: str = "Add a cross-encoder",
+        merge_adapters: bool = False,
     ) -> str:
         """Upload what `save_pretrained` writes, in one commit; the repository is made if it isn't there.
 
@@ -589,6 +598,7 @@ class CrossEncoder:
             token: Default: the one you are logged in with.
             revision: A branch to commit to. Default: the main one.
             commit_message: The commit's title.
+            merge_adapters: As in `save_pretrained`. What an earlier model of the other form left there is removed.
 
         Returns:
             The commit's address.
@@ -598,9 +608,13 @@ class CrossEncoder:
         api = HfApi(token=token)
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
+            self.save_pretrained(folder, merge_adapters=merge_adapters)
             commit = api.upload_folder(
-                repo_id=repo, folder_path=folder, revision=revision, commit_message=commit_message
+                repo_id=repo,
+                folder_path=folder,
+                revision=revision,
+                commit_message=commit_message,
+                delete_patterns=files_of_other_form(folder),
             )
         return str(commit.commit_url)
 

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import copy
 import functools
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cross_trainer.errors import ConfigurationError, MissingDependencyError, UnsupportedModelError
@@ -163,12 +165,10 @@ class Adapter:
         """
         from transformers import AutoModelForSequenceClassification
 
-        peft = _peft(f"{self.name}, an adapter,")
-        options = {"dtype": self.kept.get("dtype"), **self.base_source, **options}
-        options = {key: value for key, value in options.items() if value is not None}
+        options = {**self.base_source, "dtype": self.kept.get("dtype"), **_given(options)}
         try:
             base, info = AutoModelForSequenceClassification.from_pretrained(
-                self.base, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **options
+                self.base, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **_given(options)
             )
         except OSError as error:
             raise self._no_base(error) from error
@@ -189,22 +189,29 @@ class Adapter:
                 f"{', '.join(lost[:3])}, without which there are no scores. They were lost when the adapter was saved: "
                 "save it with modules_to_save naming them, or by this package."
             )
-        try:
-            model = peft.PeftModel.from_pretrained(
-                base,
-                str(self.folder),
-                config=copy.deepcopy(self.settings),
-                is_trainable=True,
-                torch_device="cpu",
-                ignore_mismatched_sizes=new_head,
-            )
-        except (ValueError, RuntimeError) as error:
-            raise ConfigurationError(
-                f"{self.name}: the adapter doesn't fit its base model {self.base!r}: {str(error).splitlines()[0]} "
-                f"Correct base_model_name_or_path in {SETTINGS}."
-            ) from error
+        model = self._put_on(base, other)
         self._check_fit(model, built)
         return model, bool(other)
+
+    def _put_on(self, base: Any, replaced: Sequence[str]) -> Any:
+        """A `PeftModel` of the base with the adapter's weights, but those replaced by the base's own."""
+        peft = _peft(f"{self.name}, an adapter,")
+        settings = copy.deepcopy(self.settings)
+        options = {"config": settings, "is_trainable": True, "torch_device": "cpu"}
+        try:
+            if not replaced:
+                return peft.PeftModel.from_pretrained(base, str(self.folder), **options)
+            own = {name: parameter.detach() for name, parameter in base.named_parameters() if name in replaced}
+            weights = {key: own.get(plain_name(key), tensor) for key, tensor in self.weights.items()}
+            with tempfile.TemporaryDirectory() as folder:
+                settings.save_pretrained(folder)
+                save_file(weights, Path(folder, WEIGHTS), metadata={"format": "pt"})
+                return peft.PeftModel.from_pretrained(base, folder, **options)
+        except (ValueError, RuntimeError) as error:
+            raise ConfigurationError(
+                f"{self.name}: the adapter doesn't fit its base model {self.base!r}: "
+                f"{' '.join(str(error).split())[:300]} Correct base_model_name_or_path in {SETTINGS}."
+            ) from error
 
     def _held(self) -> dict[str, Tensor]:
         """The adapter's tensors by the name that a plain classifier would give them."""
@@ -256,6 +263,13 @@ class Adapter:
         )
 
 
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that say something: safetensors are never refused."""
+    return {
+        key: value for key, value in options.items() if value is not None and (key, value) != ("use_safetensors", False)
+    }
+
+
 def plain_name(key: str) -> str:
     """The name that a plain classifier gives a weight in an adapter's file.
 
@@ -303,8 +317,6 @@ def _read_settings(name: str, folder: Path) -> Any:
 
 
 def _read_weights(name: str, source: Mapping[str, Any], use_safetensors: bool) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
     path = find_file(name, WEIGHTS, source)
     if path is not None:
         return load_file(path)
@@ -485,8 +497,6 @@ def adapter_folders(model: Any, folder: str | Path) -> list[Path]:
 
 
 def _write_adapter(model: Any, name: str, folder: Path, state: Mapping[str, Tensor] | None) -> None:
-    from safetensors.torch import save_file
-
     settings = copy.deepcopy(model.peft_config[name])
     settings.inference_mode = True
     classifier = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -495,7 +505,11 @@ def _write_adapter(model: Any, name: str, folder: Path, state: Mapping[str, Tens
         base = str(Path(base).absolute())  # as it was meant, wherever the adapter is loaded
     settings.base_model_name_or_path = base
     settings.revision = settings.revision or commit_hash(classifier.config)
-    weights = {**_adapter_weights(model, name, state, _has_new_tokens(classifier, settings)), **_of_base(model, state)}
+    known, tokens = _base_config(settings), _num_tokens(classifier)
+    embeddings: bool | str = "auto"  # peft asks the Hub
+    if known is not None:
+        embeddings = tokens is not None and tokens != known.get_text_config().vocab_size
+    weights = {**_adapter_weights(model, name, state, embeddings), **_of_base(model, state)}
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in weights.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -504,7 +518,11 @@ def _write_adapter(model: Any, name: str, folder: Path, state: Mapping[str, Tens
     if settings.task_type is None:
         mapping = {"base_model_class": type(classifier).__name__, "parent_library": type(classifier).__module__}
     settings.save_pretrained(str(folder), auto_mapping_dict=mapping)
-    keep_config(folder, classifier.config, str(classifier.dtype).removeprefix("torch."))
+    kept = {"num_labels": classifier.config.num_labels, "dtype": str(classifier.dtype).removeprefix("torch.")}
+    if embeddings is True:
+        kept["vocab_size"] = tokens
+    resized = embeddings is True or (known is not None and known.num_labels != classifier.config.num_labels)
+    keep_config(folder, classifier.config, kept, resized)
 
 
 def _adapter_weights(
@@ -541,14 +559,21 @@ def _of_base(model: Any, state: Mapping[str, Tensor] | None) -> dict[str, Tensor
     return found
 
 
-def _has_new_tokens(classifier: Any, settings: Any) -> bool | str:
-    """Whether the model has other embeddings than its base's files; "auto" lets peft decide, which asks the Hub."""
-    base = settings.base_model_name_or_path
-    table = classifier.get_input_embeddings()
-    if not base or not hasattr(table, "num_embeddings"):
-        return False
+def _base_config(settings: Any) -> Any:
+    """The config of an adapter's base as its files have it; None where they aren't on this machine."""
     try:
-        known = read_config(base, {"revision": settings.revision, "local_files_only": True})
-    except OSError:
-        return "auto"
-    return bool(getattr(known.get_text_config(), "vocab_size", table.num_embeddings) != table.num_embeddings)
+        return read_config(
+            settings.base_model_name_or_path or "", {"revision": settings.revision, "local_files_only": True}
+        )
+    except (OSError, ValueError):
+        return None
+
+
+def _num_tokens(classifier: Any) -> int | None:
+    """How many tokens a model has embeddings for, where it has a table of them and its config counts them."""
+    try:
+        table = classifier.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    counted = hasattr(classifier.config.get_text_config(), "vocab_size")
+    return getattr(table, "num_embeddings", None) if counted else None

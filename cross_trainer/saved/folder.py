@@ -219,16 +219,17 @@ def read_config(name: str, source: Mapping[str, Any]) -> Any:
 
     try:
         config: Any = AutoConfig.from_pretrained(name, **source)
-    except (TypeError, ValueError) as error:  # transformers counts nulls and looks into them
+    except (AttributeError, TypeError, ValueError) as error:  # transformers counts nulls and looks into them
         said = read_json(name, "config.json", source) or {}
-        _check_entries(name, said, error)
+        check_entries(name, said, error)
         null = [key for key in NULLABLE if said.get(key, 0) is None]
         if not null:
             raise
         config = _without(null, name, said, error)
     if getattr(config, "auto_map", 0) is None:
         del config.auto_map
-    names = getattr(config, "label2id", None)
+    check_entries(name, vars(config))
+    names = config.label2id
     if not config.id2label and names:
         config.id2label = {index: label for label, index in names.items()}
     if names is None and config.id2label:
@@ -236,8 +237,12 @@ def read_config(name: str, source: Mapping[str, Any]) -> Any:
     return config
 
 
-def _check_entries(name: str, said: dict[str, Any], error: Exception) -> None:
-    """Check entries of config.json about labels, where transformers couldn't make a config of them."""
+def check_entries(name: str, said: Mapping[str, Any], error: Exception | None = None) -> None:
+    """Check entries of config.json about labels.
+
+    Raises:
+        ConfigurationError: One isn't what it should be; the message names it.
+    """
     for key, (kind, words) in LABEL_ENTRIES.items():
         if said.get(key) is not None and not isinstance(said[key], kind):
             raise ConfigurationError(
@@ -291,7 +296,8 @@ def complete_folder(
         described.write_text(json.dumps({**content, **labels}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     reading = Path(folder, "sentence_bert_config.json")
     limit = {} if max_length is None else {"max_seq_length": max_length}
-    dropped = (*OF_OTHER_MODELS, OVER_BASE) if content else OF_OTHER_MODELS
+    was_adapter = bool(content) and OVER_BASE in _read_json(reading)
+    dropped = (*OF_OTHER_MODELS, OVER_BASE, "model_kwargs") if was_adapter else OF_OTHER_MODELS
     _merge_json(reading, {**limit, "do_lower_case": False, **READING_OF_CLASSIFIERS}, dropped)
     scores = Path(folder, "config_sentence_transformers.json")
     ours = {
@@ -313,7 +319,7 @@ OPTIONAL = ("sentence_transformers", "sbert_ce_default_activation_function", REA
 KEPT_OVER_BASE = ("id2label", "label2id", "problem_type", "pad_token_id", *OPTIONAL)
 
 
-def keep_config(folder: str | Path, config: Any, dtype: str) -> None:
+def keep_config(folder: str | Path, config: Any, more: Mapping[str, Any], resized: bool) -> None:
     """Write what a model's config says and its base's doesn't into an adapter's folder.
 
     A config.json there would have transformers look for the base's weights beside it. sentence-transformers sets these
@@ -322,11 +328,12 @@ def keep_config(folder: str | Path, config: Any, dtype: str) -> None:
     Args:
         folder: Where the adapter is.
         config: The model's.
-        dtype: Of the model's weights: the base may be saved in another precision.
+        more: Further entries of a config.
+        resized: Whether weights of the base have another shape, in whose place the adapter holds its own.
     """
-    kept = {key: getattr(config, key) for key in KEPT_OVER_BASE if hasattr(config, key)}
-    kept |= {"num_labels": config.num_labels, "dtype": dtype}
-    _merge_json(Path(folder, "sentence_bert_config.json"), {OVER_BASE: kept})
+    kept = {**{key: getattr(config, key) for key in KEPT_OVER_BASE if hasattr(config, key)}, **more}
+    options = {"model_kwargs": {"ignore_mismatched_sizes": True}} if resized else {}
+    _merge_json(Path(folder, "sentence_bert_config.json"), {OVER_BASE: kept, **options})
 
 
 def apply_config(config: Any, kept: Mapping[str, Any]) -> None:

@@ -7,11 +7,12 @@ unless the caller asks for more.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -24,6 +25,7 @@ from cross_trainer.saved.folder import (
     ACTIVATION_CLASSES,
     OVER_BASE,
     activation_path,
+    check_entries,
     describe_scores,
     find_file,
     forget_scores,
@@ -146,7 +148,7 @@ def _load_weights(
     """The model, and the names of its weights that the files don't hold."""
     from transformers import AutoModelForSequenceClassification
 
-    try:
+    with refusing_pickles(name):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             name,
             config=config,
@@ -156,25 +158,38 @@ def _load_weights(
             **source,
             **({} if dtype is None else {"dtype": dtype}),
         )
-    except OSError as error:
-        if use_safetensors and "safetensors" in str(error):
-            raise ConfigurationError(
-                f"{name} has no weights in safetensors files. Pickled weights can run code when they are loaded: "
-                "pass use_safetensors=False if you trust their author."
-            ) from error
-        raise
     other = [(key, tuple(found), tuple(built)) for key, found, built in info["mismatched_keys"]]
     if other and not new_head:
         key, found, built = other[0]
         if found[0] != built[0] == config.num_labels and not _says_its_labels(name, source):  # the head's weights do
             config.num_labels = found[0]
-            _take_names(config, read_settings(name, source).get("label2id") or {})
+            said = read_settings(name, source)
+            check_entries(name, said)
+            _take_names(config, said.get("label2id") or {})
             return _load_weights(name, config, dtype, use_safetensors, new_head, source)
         raise ConfigurationError(
             f"{name}: the weights {key} have the shape {found}, and config.json, with {config.num_labels} labels, asks "
             f"for {built}. Correct id2label in config.json, or pass num_labels={found[0]}."
         )
     return model, [*info["missing_keys"], *(key for key, _, _ in other)]
+
+
+@contextlib.contextmanager
+def refusing_pickles(name: str, remedy: str = "use_safetensors=False") -> Iterator[None]:
+    """Say what to do where a model has no weights in safetensors files.
+
+    Raises:
+        ConfigurationError: It has none.
+    """
+    try:
+        yield
+    except OSError as error:
+        if "safetensors" not in str(error):
+            raise
+        raise ConfigurationError(
+            f"{name} has no weights in safetensors files. Pickled weights can run code when they are loaded: "
+            f"pass {remedy} if you trust their author."
+        ) from error
 
 
 def _architecture(config: Any) -> str:

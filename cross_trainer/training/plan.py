@@ -69,6 +69,7 @@ from cross_trainer.saved.loading import (
     load_config,
     load_tokenizer,
     padding_side,
+    refusing_pickles,
 )
 from cross_trainer.training.losses import (
     BinaryCrossEntropyLoss,
@@ -346,13 +347,19 @@ def load_planned(name: str, plan: Plan, model_kwargs: Mapping[str, Any] | None =
         plan: Gives the config.
         model_kwargs: More arguments of `from_pretrained`, such as `revision`, `token`, `trust_remote_code` or
             `attn_implementation`.
+
+    Raises:
+        ConfigurationError: There are pickled weights only, which `use_safetensors=False` loads; or an adapter can't be
+            put on its base model.
     """
-    options = {"dtype": torch.float32, "ignore_mismatched_sizes": True, **(model_kwargs or {})}
+    kept = {"dtype": torch.float32, "ignore_mismatched_sizes": True, "use_safetensors": True}
+    options = {**kept, **(model_kwargs or {})}
     config = copy.deepcopy(plan.config)
     adapter = Adapter.read(name, source_of(model_kwargs), _refuses_pickles(model_kwargs))
     model: PreTrainedModel
     if adapter is None:
-        model = AutoModelForSequenceClassification.from_pretrained(name, config=config, **options)
+        with refusing_pickles(name, 'model_kwargs={"use_safetensors": False}'):
+            model = AutoModelForSequenceClassification.from_pretrained(name, config=config, **options)
     else:
         of_base = {key: value for key, value in options.items() if key not in {*_SOURCE, "ignore_mismatched_sizes"}}
         model, _ = adapter.load(config, new_head=True, **of_base)

@@ -135,6 +135,8 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         args = args if args is not None else TrainingArguments("tmp_trainer")
         if isinstance(model, os.PathLike):
             model = os.fspath(model)
+        self._merges = merge_adapters  # what the next save does
+        _check_uploads(args, merge_adapters)
         if model_kwargs and not isinstance(model, str):
             raise ConfigurationError(
                 f"model_kwargs={dict(model_kwargs)} are for a model given by its name: this one is loaded already."
@@ -194,7 +196,6 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        self._merges = merge_adapters  # what the next save does
         if merge_adapters:
             self._check_merging()
         # Sequence classifiers take the number of items as a keyword and ignore it.
@@ -744,7 +745,7 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         """Check that the model's adapters can be merged and saved so.
 
         Raises:
-            ConfigurationError: There are none, or checkpoints would be uploaded beside the merged model.
+            ConfigurationError: There are none.
             UnsupportedModelError: They can't be merged.
         """
         check_mergeable(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
@@ -753,11 +754,19 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
                 "merge_adapters=True needs the whole model on one process. Save the adapter, and merge it afterwards: "
                 "CrossEncoder(folder).save_pretrained(another, merge_adapters=True)."
             )
-        if self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END:
-            raise ConfigurationError(
-                f"merge_adapters=True, but hub_strategy={HubStrategy(self.args.hub_strategy).value!r} uploads the "
-                'adapter of every checkpoint beside the merged model. Set hub_strategy="end".'
-            )
+
+
+def _check_uploads(args: TrainingArguments, merge_adapters: bool) -> None:
+    """Check that no checkpoint is uploaded beside a merged model.
+
+    Raises:
+        ConfigurationError: One would be.
+    """
+    if merge_adapters and args.push_to_hub and args.hub_strategy != HubStrategy.END:
+        raise ConfigurationError(
+            f"merge_adapters=True, but hub_strategy={HubStrategy(args.hub_strategy).value!r} uploads the adapter of "
+            'every checkpoint beside the merged model. Set hub_strategy="end".'
+        )
 
 
 _NOT_FOR_MODELS = (NUM_RELEVANT, NUM_DOCUMENTS, ROW_NUMBERS)

@@ -12,6 +12,7 @@ about labels and scores. There is no config.json, because transformers looks for
 from __future__ import annotations
 
 import copy
+import fnmatch
 import functools
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cross_trainer.errors import ConfigurationError, MissingDependencyError, UnsupportedModelError
-from cross_trainer.internals import commit_hash
 from cross_trainer.saved.folder import (
     OVER_BASE,
     apply_config,
@@ -490,6 +490,21 @@ def files_of_other_form(folder: str | Path) -> list[str]:
     return ["config.json", *WHOLE_MODEL, "model-*-of-*.safetensors"] if is_adapter else [SETTINGS, WEIGHTS, PICKLED]
 
 
+def remove_other_form(repo_id: str, folder: str | Path, token: str | None, revision: str | None) -> None:
+    """Remove from a repository on the Hub what mustn't lie beside the files of a folder that was uploaded to it."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    patterns = files_of_other_form(folder)
+    stale = [
+        file
+        for file in api.list_repo_files(repo_id, revision=revision)
+        if any(fnmatch.fnmatch(file, pattern) for pattern in patterns)
+    ]
+    if stale:
+        api.delete_files(repo_id, stale, revision=revision, commit_message="Remove the model's earlier form")
+
+
 def adapter_folders(model: Any, folder: str | Path) -> list[Path]:
     """A saved model's folder, and those within that hold adapters of it."""
     within = [Path(folder, name) for name in getattr(model, "peft_config", None) or ()]
@@ -504,7 +519,6 @@ def _write_adapter(model: Any, name: str, folder: Path, state: Mapping[str, Tens
     if base is not None and Path(base).is_dir():
         base = str(Path(base).absolute())  # as it was meant, wherever the adapter is loaded
     settings.base_model_name_or_path = base
-    settings.revision = settings.revision or commit_hash(classifier.config)
     known, tokens = _base_config(settings), _num_tokens(classifier)
     embeddings: bool | str = "auto"  # peft asks the Hub
     if known is not None:
@@ -561,10 +575,10 @@ def _of_base(model: Any, state: Mapping[str, Tensor] | None) -> dict[str, Tensor
 
 def _base_config(settings: Any) -> Any:
     """The config of an adapter's base as its files have it; None where they aren't on this machine."""
+    if not settings.base_model_name_or_path:
+        return None
     try:
-        return read_config(
-            settings.base_model_name_or_path or "", {"revision": settings.revision, "local_files_only": True}
-        )
+        return read_config(settings.base_model_name_or_path, {"revision": settings.revision, "local_files_only": True})
     except (OSError, ValueError):
         return None
 

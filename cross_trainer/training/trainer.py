@@ -43,7 +43,14 @@ from cross_trainer.errors import ConfigurationError, DataError, NotFiniteError, 
 from cross_trainer.execution.padding_free import PaddingFree, enable_padding_free, unpad_indices
 from cross_trainer.execution.token_budget import budgeted_forward, budgeted_step
 from cross_trainer.internals import TrainerSeams, mark_unprepared, replaced
-from cross_trainer.saved.adapters import adapter_folders, check_mergeable, check_place, complete_weights, merged
+from cross_trainer.saved.adapters import (
+    adapter_folders,
+    check_mergeable,
+    check_place,
+    complete_weights,
+    merged,
+    remove_other_form,
+)
 from cross_trainer.saved.folder import complete_folder
 from cross_trainer.training.losses import logits_of, to_grid
 from cross_trainer.training.plan import DataPlan, Plan, default_collator, load_planned, make_plan
@@ -733,13 +740,21 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
     def push_to_hub(self, *args: Any, merge_adapters: bool | None = None, **kwargs: Any) -> Any:
         """Save the model and upload it, as `transformers.Trainer` does.
 
+        What an earlier model of the other form left in the repository is removed.
+
         Args:
             args: As there.
             merge_adapters: As in `save_model`.
             kwargs: As there.
         """
         with replaced(self, _merges=self._merges if merge_adapters is None else merge_adapters):
-            return super().push_to_hub(*args, **kwargs)
+            uploaded = super().push_to_hub(*args, **kwargs)
+        if self.is_world_process_zero():
+            repo_id: Any = self.hub_model_id  # made by the upload
+            token = kwargs.get("token") or self.args.hub_token
+            revision = kwargs.get("revision") or self.args.hub_revision
+            remove_other_form(repo_id, self._output_dir, token, revision)
+        return uploaded
 
     def _check_merging(self) -> None:
         """Check that the model's adapters can be merged and saved so.

@@ -15,7 +15,9 @@ import numpy as np
 import peft
 import pytest
 import torch
+from commands import run
 from conftest import SENTENCES, build_model, build_tokenizer
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from saved.test_loading import build, build_inputs
 from transformers import (
@@ -28,6 +30,7 @@ from transformers import (
 )
 
 from cross_trainer import CrossEncoder, CrossEncoderTrainer, PairCollator
+from cross_trainer.commands.score import _model_fingerprint
 from cross_trainer.errors import ConfigurationError, MissingDependencyError, UnsupportedModelError
 from cross_trainer.saved.adapters import Adapter, merged, plain_name
 
@@ -584,6 +587,45 @@ def test_adapters_that_transformers_has_loaded(bases, tmp_path):
     np.testing.assert_allclose(logits(tmp_path / "again")[:, 0], expected, atol=1e-5)
     with pytest.raises(UnsupportedModelError, match="needs a model of peft"):
         encoder.save_pretrained(tmp_path / "merged", merge_adapters=True)
+
+
+def test_the_command_line_trains_and_scores_with_adapters(bases, tmp_path):
+    trained(bases["bare"], tmp_path / "run").save_model(tmp_path / "adapter")
+    table = tmp_path / "pairs.jsonl"
+    Dataset.from_list([dict(zip(("first", "second", "score"), row, strict=True)) for row in rows(1) * 4]).to_json(table)
+    options = ["--use_cpu", "--report_to", "none", "--max_steps", "2", "--save_strategy", "no", "--eval_strategy", "no"]
+    options += ["--load_best_model_at_end", "False", "--learning_rate", "0.02"]
+    for form, merging in {"adapter": [], "merged": ["--merge_adapters"]}.items():
+        output = tmp_path / f"trained {form}"
+        run("train", "--dataset", table, "--model", tmp_path / "adapter", "--output_dir", output, *options, *merging)
+        assert (output / "adapter_config.json").is_file() == (form == "adapter")
+        assert (output / "model.safetensors").is_file() == (form == "merged")
+        run("score", table, "-o", tmp_path / f"{form}.parquet", "--model", output, "--score-column", "found")
+    found = [Dataset.from_parquet(str(tmp_path / f"{form}.parquet"))["found"] for form in ("adapter", "merged")]
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+    encoder = CrossEncoder(tmp_path / "trained adapter", device="cpu")
+    np.testing.assert_allclose(
+        found[0][: len(PAIRS)], encoder.predict(Dataset.from_json(str(table)))[: len(PAIRS)], atol=1e-5
+    )
+    assert not np.allclose(found[0][: len(PAIRS)], CrossEncoder(tmp_path / "adapter", device="cpu").predict(PAIRS))
+
+
+def test_half_done_scores_belong_to_one_adapter_over_one_base(bases, tmp_path):
+    shutil.copytree(bases["bare"], tmp_path / "base")
+    model = AutoModelForSequenceClassification.from_pretrained(str(tmp_path / "base"), num_labels=1)
+    CrossEncoder(lora(model), tokenizer=build_tokenizer()).save_pretrained(tmp_path / "adapter")
+
+    def fingerprint() -> str:
+        return _model_fingerprint(CrossEncoder(tmp_path / "adapter", device="cpu"), str(tmp_path / "adapter"))
+
+    before = fingerprint()
+    assert fingerprint() == before
+    path = tmp_path / "base" / "model.safetensors"
+    save_file({key: tensor + 1 for key, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    other_base = fingerprint()
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({key: tensor + 1 for key, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    assert len({before, other_base, fingerprint()}) == 3
 
 
 def test_names_are_a_plain_classifiers():

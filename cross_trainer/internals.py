@@ -198,5 +198,14 @@ class TrainerSeams(_Trainer):
     def gradient_known(self, norm: Any) -> None:
         """Called with the norm of each update's gradient, a number or a tensor, before it is applied."""
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """`save_model` and checkpoints hand the weights here, those of all processes where each held a part."""
+        with self.saving(output_dir, state_dict):
+            super()._save(output_dir, state_dict)
+
+    def saving(self, folder: str | None, state: Any) -> contextlib.AbstractContextManager[None]:  # noqa: ARG002
+        """The context in which the model is written to a folder; `state` holds all weights, or is None."""
+        return contextlib.nullcontext()
+
     def before_wrapping(self) -> None:
         """Called before each training with `self.model` as it will be wrapped."""

@@ -29,6 +29,7 @@ from cross_trainer.commands.processes import is_main, on_main, wait_for_all
 from cross_trainer.data.tables import Format, Found, Name, check_output, check_table, join_scores, read_rows, replacing
 from cross_trainer.errors import ConfigurationError, CrossTrainerError, DataError
 from cross_trainer.internals import commit_hash
+from cross_trainer.saved.adapters import is_adapted
 from cross_trainer.saved.folder import saved_text_columns
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 WINDOW = 4096  # pairs that are scored together, and lost together when the process is killed
 MODEL_FILES = (
     "config.json",
+    "adapter_config.json",
     "*.safetensors",
     "*.index.json",
     "pytorch_model*.bin",
@@ -270,11 +272,10 @@ def trained_columns(name: str, *, revision: str | None = None, **_options: Any) 
     Raises:
         ConfigurationError: There is no such model.
     """
-    from transformers import PretrainedConfig
+    from cross_trainer.saved.loading import read_settings
 
     with _naming(name):
-        settings, _ = PretrainedConfig.get_config_dict(name, revision=revision)
-        return saved_text_columns(SimpleNamespace(**settings))
+        return saved_text_columns(SimpleNamespace(**read_settings(name, {"revision": revision})))
 
 
 @contextlib.contextmanager
@@ -334,7 +335,18 @@ def fingerprint(encoder: CrossEncoder, model: str, options: Mapping[str, Any]) -
 
 
 def _model_fingerprint(encoder: CrossEncoder, name: str) -> str:
-    """The commit of a model on the Hub, or the hash of the files in its folder."""
+    """The commit of a model on the Hub, or the hash of the files in its folder; an adapter's, those of its base too."""
+    if not is_adapted(encoder.model):
+        return _fingerprint(encoder, name)
+    digest = hashlib.sha256()
+    for weight in encoder.model.parameters():
+        if weight.requires_grad:
+            digest.update(weight.detach().cpu().float().numpy().tobytes())
+    base = _fingerprint(encoder, str(encoder.config.name_or_path))
+    return f"{_fingerprint(encoder, name)} with {digest.hexdigest()} over {base}"
+
+
+def _fingerprint(encoder: CrossEncoder, name: str) -> str:
     folder = Path(name)
     if not folder.is_dir():
         return f"{name}@{commit_hash(encoder.config)}"

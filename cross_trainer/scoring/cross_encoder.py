@@ -25,6 +25,7 @@ import torch
 from cross_trainer.data.pairs import Pair, Truncation, check_truncation, is_single, read_pairs, unique_pairs
 from cross_trainer.errors import ConfigurationError, check_whole, short
 from cross_trainer.execution.view import READS_PADDING
+from cross_trainer.saved.adapters import adapter_folders, write_model
 from cross_trainer.saved.folder import complete_folder, describe_reading, saved_text_columns, saved_truncation
 from cross_trainer.saved.hub import push_to_hub
 from cross_trainer.saved.loading import (
@@ -608,18 +609,25 @@ class CrossEncoder:
     # -- saving --------------------------------------------------------------------------------------------------------
 
     @spelled(REFUSED["save_pretrained"])
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, *, merge_adapters: bool = False) -> None:
         """Save model, tokenizer, maximal length, activation and prompts for every tool that reads Hugging Face files.
 
         `save` is the same.
 
         Args:
             folder: Made if it isn't there.
+            merge_adapters: Save a plain classifier with the adapters of peft in its weights; the model in memory stays
+                as it is. Without it, the folder holds the active adapter, and names its base model.
+
+        Raises:
+            ConfigurationError: The folder can't hold the model, or there are no adapters to merge.
+            UnsupportedModelError: The adapters can't be merged.
         """
         describe_reading(self.config, self.truncation)
         describe_activation(self.config, self.activation_fn)
-        self.model.save_pretrained(folder)
-        complete_folder(folder, self.config, self.tokenizer, self.max_length, self.prompts, self.default_prompt_name)
+        write_model(self.model, folder, merge_adapters)
+        for place in [Path(folder)] if merge_adapters else adapter_folders(self.model, folder):
+            complete_folder(place, self.config, self.tokenizer, self.max_length, self.prompts, self.default_prompt_name)
 
     save = save_pretrained
 

@@ -18,6 +18,7 @@ import itertools
 import logging
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -231,11 +232,13 @@ def _environment(encoder: CrossEncoder) -> dict[str, Any]:
     import torch
     import transformers
 
+    runtime = {"onnx": "onnxruntime"}.get(encoder.backend, encoder.backend)
     return {
         "--max-length": encoder.max_length,
         "--max-tokens": encoder.max_tokens,
         "--dtype": str(encoder.model.dtype).removeprefix("torch."),
         "--device": encoder.device.type,
+        "--backend": f"{runtime} {version(runtime)}",
         "cross_trainer": cross_trainer.__version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -248,7 +251,7 @@ def _model_fingerprint(encoder: CrossEncoder, name: str) -> str:
     folder = Path(name)
     if not folder.is_dir():
         return f"{name}@{commit_hash(encoder.config)}"
-    files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)})
+    files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}) + encoder.exported_files
     return hashlib.sha256("".join(f"{path.name} {_sha256(path)}\n" for path in files).encode()).hexdigest()
 
 

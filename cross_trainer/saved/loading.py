@@ -97,6 +97,32 @@ def load_classifier(
     return Loaded(model, False, told.max_length, told.prompts, told.default_prompt_name)
 
 
+def load_structure(name: str, num_labels: int | None, source: dict[str, Any]) -> Loaded:
+    """A saved sequence classifier without its weights, on torch's device "meta": what its files say about it.
+
+    Args:
+        name: On the Hub, or a folder.
+        num_labels: C, if it must be that.
+        source: Where to load from and what to trust: arguments of `from_pretrained`.
+
+    Raises:
+        ConfigurationError: It is no plain classifier, or has another number of labels.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config: Any = AutoConfig.from_pretrained(name, **source)
+    told = SentenceTransformersFiles.read(name, source)
+    if told.obstacle is not None or not has_head(config):
+        raise ConfigurationError(_no_head(name, told.obstacle or f"the architecture {_architecture(config)}"))
+    if told.activation is not None:
+        name_activation(config, told.activation)
+    with torch.device("meta"):
+        remote = {"trust_remote_code": source.get("trust_remote_code", False)}
+        model: Any = AutoModelForSequenceClassification.from_config(config, **remote)  # type: ignore[no-untyped-call]
+    check_loaded(model, num_labels)
+    return Loaded(model.eval(), False, told.max_length, told.prompts, told.default_prompt_name)
+
+
 def _says_its_labels(name: str, source: dict[str, Any]) -> bool:
     """Whether a config.json holds the number of labels; without it, transformers assumes two."""
     from transformers import PretrainedConfig
@@ -214,7 +240,13 @@ def _obstacle(modules: list[Any], reading: dict[str, Any], default: str | None, 
 
 
 def _read_json(name: str, file: str, source: Mapping[str, Any]) -> Any:
-    """A file of a folder or a repository, or None where there is none."""
+    """A JSON file of a folder or a repository, or None where there is none."""
+    path = find_file(name, file, source)
+    return None if path is None else json.loads(path.read_text(encoding="utf-8"))
+
+
+def find_file(name: str, file: str, source: Mapping[str, Any]) -> Path | None:
+    """A file of a folder or a repository, fetched from the Hub if necessary; None where there is none."""
     from transformers.utils.hub import cached_file
 
     asked = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
@@ -226,7 +258,7 @@ def _read_json(name: str, file: str, source: Mapping[str, Any]) -> Any:
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    return None if path is None else Path(path)
 
 
 def load_tokenizer(name: str, source: dict[str, Any]) -> Any:

@@ -46,6 +46,7 @@ from cross_trainer.execution.view import (
     structure,
 )
 from cross_trainer.internals import tensor_state
+from cross_trainer.saved.export import Precision, Target
 from cross_trainer.saved.folder import complete_folder, describe_reading, saved_text_columns, saved_truncation
 from cross_trainer.saved.loading import (
     Activation,
@@ -63,6 +64,7 @@ from cross_trainer.saved.loading import (
     with_padding,
 )
 from cross_trainer.scoring.engine import DEFAULT_WINDOW, Scores, ScoringEngine, best_first, identity, with_logits
+from cross_trainer.scoring.exported import Backend, Export, export_model, load_exported
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -105,6 +107,10 @@ class CrossEncoder:
         compile: Run the model through `torch.compile`: a minute or more at the first call, faster afterwards.
         quantize: "int8" rounds the weights of the layers and their inputs to 8 bits while scoring, on CPUs only. Scores
             change by a little; the model that is trained and saved stays as it is.
+        backend: "onnx" and "openvino" score, on the CPU, with what `export` has written into the folder, instead of
+            torch's weights.
+        file_name: Of several exported files, the one to score with, such as "model_quantized.onnx". Default: the one
+            in float32.
         trust_remote_code: Run Python code that lies in the model's repository. Read it before.
         use_safetensors: Refuse weights in pickle files, which can run code when they are loaded; False loads them.
         revision: A branch, tag or commit of the repository.
@@ -116,6 +122,8 @@ class CrossEncoder:
         model: The plain transformers model.
         tokenizer: Its tokenizer.
         max_length: Tokens of a pair, or None for no limit.
+        backend: What computes scores: "torch", "onnx" or "openvino". With the last two, `model` is called as it is with
+            torch, but has no weights.
         activation_fn: From logits [P, C] to scores.
         prompts: Texts by name that sentence-transformers has saved with the model.
         default_prompt_name: The one that is put before the first text of every pair, or None.
@@ -142,6 +150,8 @@ class CrossEncoder:
         padding_free: bool = True,
         compile: bool = False,  # noqa: A002
         quantize: Literal["int8"] | None = None,
+        backend: Backend = "torch",
+        file_name: str | None = None,
         trust_remote_code: bool = False,
         use_safetensors: bool = True,
         revision: str | None = None,
@@ -156,7 +166,14 @@ class CrossEncoder:
             "cache_dir": cache_dir,
             "local_files_only": local_files_only,
         }
-        if isinstance(model_name_or_path, (str, Path)):
+        if backend != "torch":
+            compiled = True if compile else None
+            on_gpu = None if device is None or torch.device(device).type == "cpu" else device
+            needs_torch = {"dtype": dtype, "quantize": quantize, "compile": compiled, "device": on_gpu}
+            loaded = load_exported(model_name_or_path, num_labels, backend, file_name, source, needs_torch)
+            tokenizer = load_tokenizer(str(model_name_or_path), source) if tokenizer is None else tokenizer
+            device = None  # the weights are the backend's
+        elif isinstance(model_name_or_path, (str, Path)):
             name = str(model_name_or_path)
             loaded = load_classifier(name, num_labels, as_dtype(dtype), use_safetensors, source)
             tokenizer = load_tokenizer(name, source) if tokenizer is None else tokenizer
@@ -164,6 +181,9 @@ class CrossEncoder:
         else:
             checked = check_loaded(model_name_or_path, num_labels)
             loaded = Loaded(checked if dtype is None else checked.to(as_dtype(dtype)), is_new=False)
+        if backend == "torch" and file_name is not None:
+            raise ConfigurationError(f'file_name={file_name!r} names an exported file: pass backend="onnx" with it.')
+        self.backend: Backend = backend
         model, self._untrained = loaded.model, loaded.is_new
         self.prompts, self.default_prompt_name = loaded.prompts, loaded.default_prompt_name
         if tokenizer is None:
@@ -203,7 +223,12 @@ class CrossEncoder:
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return torch.device(self.model.device)
+        return torch.device(self.model.device if self.backend == "torch" else "cpu")
+
+    @property
+    def exported_files(self) -> list[Path]:
+        """What a backend other than torch scores with: a graph, and the files of its weights."""
+        return [] if self.backend == "torch" else cast("Any", self.model.forward).files
 
     def __repr__(self) -> str:
         return (
@@ -442,6 +467,8 @@ class CrossEncoder:
 
     def _scoring_model(self) -> Callable[..., Any]:
         """The view of the model that scores are computed with, made anew when the model has changed."""
+        if self.backend != "torch":
+            return self.model
         parts, versions = structure(self.model), []
         if self._quantize:
             versions = list(map(tensor_state, itertools.chain(self.model.parameters(), self.model.buffers())))
@@ -533,6 +560,7 @@ class CrossEncoder:
         """
         from cross_trainer.training.fitting import FitSettings, fit
 
+        self._check_has_weights("fit()")
         if self._prompt():
             raise ConfigurationError(
                 f"fit() trains on the texts as they are, but the model puts the prompt {self.default_prompt_name!r} "
@@ -567,10 +595,66 @@ class CrossEncoder:
         Args:
             folder: Made if it isn't there.
         """
+        self._check_has_weights("save_pretrained()")
+        self._describe()
+        self.model.save_pretrained(folder)
+        self._complete(folder)
+
+    def _describe(self) -> None:
+        """Write into the config how pairs are read and scored."""
         describe_reading(self.config, self.truncation)
         describe_activation(self.config, self.activation_fn)
-        self.model.save_pretrained(folder)
+
+    def _complete(self, folder: str | Path) -> None:
+        """Write the tokenizer and what else the folder of a model or of a config lacks."""
         complete_folder(folder, self.config, self.tokenizer, self.max_length, self.prompts, self.default_prompt_name)
+
+    def _check_has_weights(self, what: str) -> None:
+        if self.backend != "torch":
+            raise ConfigurationError(
+                f'{what} needs the weights of torch, but the model was loaded with backend="{self.backend}". Load it '
+                "without."
+            )
+
+    def export(
+        self,
+        folder: str | Path,
+        to: Target = "onnx",
+        precision: Precision = "fp32",
+        *,
+        pairs: Sequence[Pair] | None = None,
+    ) -> Export:
+        """Write the model as ONNX or OpenVINO, for `CrossEncoder(folder, backend=...)` and other tools to score with.
+
+        The scores of pairs of several lengths are compared with torch's. The file lies where
+        `saved.export.EXPORTED` says, and reads any number of pairs and tokens.
+
+        Args:
+            folder: The model's own, to which the file is added; or another one, in which config and tokenizer are
+                saved along.
+            to: "onnx" or "openvino".
+            precision: "fp32"; "int8" with 8-bit weights; "bf16", for OpenVINO, in half the space and computed in
+                bfloat16 where the processor has it.
+            pairs: What to compare scores on. Default: English questions and answers from 5 tokens to as many as the
+                model takes, but at most 2048.
+
+        Returns:
+            The file, and how far its logits and scores are from torch's. In float32 they may differ by a thousandth;
+                otherwise nothing is written.
+
+        Raises:
+            ConfigurationError: There is no such format or precision.
+            MissingDependencyError: The extra `export` isn't installed.
+            UnsupportedModelError: The model can't be exported, or scores otherwise afterwards.
+        """
+        self._check_has_weights("export()")
+        target, own = Path(folder), Path(self.config.name_or_path or "?")
+        exported = export_model(self.model, self._engine(), self.activation_fn, target, to, precision, pairs)
+        if not (own.is_dir() and own.samefile(target)):
+            self._describe()
+            self.config.save_pretrained(target)
+            self._complete(target)
+        return exported
 
     def push_to_hub(
         self,

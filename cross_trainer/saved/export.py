@@ -156,7 +156,7 @@ def _record(model: nn.Module, batch: Mapping[str, Tensor], path: Path) -> None:
     sizes = {name: {0: "batch", 1: "sequence"} for name in batch}
     with torch.no_grad():
         program: Any = torch.onnx.export(
-            _Logits(model),
+            _Logits(model).eval(),
             kwargs=dict(batch),
             dynamic_shapes=sizes,
             output_names=["logits"],
@@ -232,7 +232,7 @@ def find_exported(name: str, to: str, file_name: str | None, source: Mapping[str
             return found
     others = sorted(path.name for path in Path(name, to).glob(f"*{Path(EXPORTED[to]['fp32']).suffix}"))
     instead = f" There is file_name={' or '.join(map(repr, others))}." if others else ""
+    precisions = [f" --precision {key}" for key, file in EXPORTED[to].items() if file == wanted and key != "fp32"]
     raise ConfigurationError(
-        f"{name} has no {to}/{wanted}.{instead} To write it: cross-trainer export {name} --to {to}"
-        + next((f" --precision {key}" for key, file in EXPORTED[to].items() if file == wanted != "fp32"), "")
+        f"{name} has no {to}/{wanted}.{instead} To write it: cross-trainer export {name} --to {to}{''.join(precisions)}"
     )

@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from cross_trainer.commands.score import load_encoder
 from cross_trainer.data.tables import Name, check_output
 from cross_trainer.errors import ConfigurationError
-from cross_trainer.saved.export import Precision, Target, exported_file
+
+if TYPE_CHECKING:
+    from cross_trainer.saved.export import Precision, Target
 
 
 def export_folder(
@@ -40,6 +42,8 @@ def export_folder(
         MissingDependencyError: The extra `export` isn't installed.
         UnsupportedModelError: The model can't be exported.
     """
+    from cross_trainer.saved.export import exported_file
+
     if output is None and not Path(model).is_dir():
         raise ConfigurationError(f"{model} is no folder. Name the folder to write to with -o.")
     folder = Path(model if output is None else output)

@@ -652,6 +652,7 @@ class CrossEncoder:
         exported = export_model(self.model, self._engine(), self.activation_fn, target, to, precision, pairs)
         if not (own.is_dir() and own.samefile(target)):
             self._describe()
+            self.config.architectures = [type(getattr(self.model, "get_base_model", lambda: self.model)()).__name__]
             self.config.save_pretrained(target)
             self._complete(target)
         return exported

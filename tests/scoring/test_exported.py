@@ -123,6 +123,7 @@ def test_another_folder_stands_alone(folder, reports, tmp_path, monkeypatch):
     encoder.export(tmp_path / "alone", pairs=PAIRS)
     assert "model.safetensors" not in files(tmp_path / "alone")
     alone = CrossEncoder(tmp_path / "alone", backend="onnx")
+    assert alone.config.architectures == ["BertForSequenceClassification"]
     assert (alone.max_length, alone.truncation, alone.default_prompt_name) == (30, "only_second", "web")
     np.testing.assert_allclose(alone.predict(PAIRS), encoder.predict(PAIRS), atol=1e-5)
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from cross_trainer.data.pairs import Pair, encode_pairs, pad_pairs
 from cross_trainer.errors import ConfigurationError, UnsupportedModelError
-from cross_trainer.execution.view import scoring_view
+from cross_trainer.execution.view import scoring_view, skip_unread_tokens
 from cross_trainer.saved.export import (
     EXPORTED,
     PACKAGES,
@@ -296,7 +296,9 @@ def export_model(
     pairs = _check_pairs(engine.max_length or 0) if pairs is None else list(pairs)
     with _working_in(folder) as temporary:
         path = temporary / Path(place).name
-        write_graph(plain, _example(engine, pairs), path, to, precision)
+        recorded = scoring_view(plain)
+        skip_unread_tokens(recorded)
+        write_graph(recorded, _example(engine, pairs), path, to, precision)
         tolerance = TOLERANCE if precision == "fp32" else math.inf
         report = _compare(engine, ExportedModel(path, to), activation, pairs, tolerance)
         target = folder / place

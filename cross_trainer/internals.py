@@ -21,6 +21,17 @@ def attention_name(config: Any) -> str:
     return name
 
 
+def process_state() -> Any:
+    """Accelerate's `PartialState`, which knows all processes of a run.
+
+    Where there is no accelerator it finds only itself unless told to use CPUs, in every process.
+    """
+    import torch
+    from accelerate import PartialState  # type: ignore[import-untyped]
+
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
 @contextlib.contextmanager
 def replaced(target: Any, **values: Any) -> Iterator[None]:
     """Attributes of an object with other values for a while."""

@@ -88,7 +88,10 @@ def parse_arguments(
     kinds: Any = [kind, TrainingArguments]
     parser = HfArgumentParser(kinds, **parser_options)
     parser.set_defaults(
-        disable_tqdm=not sys.stderr.isatty(), dataloader_pin_memory=torch.accelerator.is_available(), **defaults
+        disable_tqdm=not sys.stderr.isatty(),
+        dataloader_pin_memory=torch.accelerator.is_available(),
+        use_cpu=not torch.accelerator.is_available(),  # else the processes of a run don't find one another
+        **defaults,
     )
     try:
         arguments, training_arguments, unknown = parser.parse_args_into_dataclasses(

@@ -113,7 +113,7 @@ def test_what_a_prompt_cant_go_with_is_named(tmp_path):
     encoder = CrossEncoder(save_theirs(tmp_path, prompts={"query": "a man "}, default_prompt_name="query"))
     with pytest.raises(ConfigurationError, match=r"prompt_name='x': the model has the prompts \['query'\]"):
         encoder.predict(PAIRS, prompt_name="x")
-    with pytest.raises(ConfigurationError, match="symmetric=True swaps the texts, but the prompt 'query'"):
+    with pytest.raises(ConfigurationError, match="symmetric=True swaps the texts, but the prompt 'a man '"):
         encoder.predict(PAIRS, symmetric=True)
     with pytest.raises(ConfigurationError, match="symmetric=True"):
         next(encoder.predict_iter(PAIRS, symmetric=True))
@@ -357,7 +357,7 @@ def test_a_given_activation_is_saved(tmp_path, activation):
     np.testing.assert_allclose(theirs(tmp_path / "new"), encoder.predict(PAIRS), atol=5e-6)
 
 
-@pytest.mark.parametrize("activation", [torch.tanh, nn.LeakyReLU(0.5), nn.PReLU(), nn.Softmax], ids=str)
+@pytest.mark.parametrize("activation", [torch.tanh, nn.LeakyReLU(0.5), nn.PReLU(), nn.Softmax], ids=range(4))
 def test_an_activation_that_cant_be_saved_is_named(tmp_path, activation, caplog):
     CrossEncoder(save(tmp_path / "plain", build_model()), activation=activation).save_pretrained(tmp_path / "new")
     assert "can't be saved with the model, whose config keeps torch.nn.modules.activation.Sigmoid" in caplog.text

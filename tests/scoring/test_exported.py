@@ -193,3 +193,19 @@ def test_the_report_of_scores_that_are_not_numbers_is_an_error(folder, reports, 
     assert not (tmp_path / "new").exists()
     assert isinstance(reports["onnx", "fp32"], Export)
     assert torch.isfinite(torch.tensor(reports["onnx", "fp32"].largest_logit_difference))
+
+
+def test_a_file_is_named_as_in_sentence_transformers(folder, reports):
+    both = {"backend": "onnx", "model_kwargs": {"file_name": "model_quantized.onnx"}}
+    scores = CrossEncoder(folder, **both).predict(PAIRS)
+    np.testing.assert_array_equal(
+        scores, CrossEncoder(folder, backend="onnx", file_name="model_quantized.onnx").predict(PAIRS)
+    )
+    for options in ({"config_kwargs": {"classifier_dropout": 0.1}}, {"model_kwargs": {"provider": "x"}}):
+        with pytest.raises(ConfigurationError, match=r"_kwargs=.* is for torch"):
+            CrossEncoder(folder, backend="onnx", **options)
+    exported = CrossEncoder(folder, backend="onnx")
+    for option, value in (("device", "cuda"), ("devices", ["cpu"])):
+        with pytest.raises(ConfigurationError, match=rf"{option}=.*needs the weights of torch"):
+            exported.predict(PAIRS, **{option: value})
+    np.testing.assert_allclose(exported.predict(PAIRS, device="cpu"), CrossEncoder(folder).predict(PAIRS), atol=1e-5)

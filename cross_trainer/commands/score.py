@@ -19,6 +19,7 @@ import itertools
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -319,6 +320,7 @@ def fingerprint(encoder: CrossEncoder, model: str, options: Mapping[str, Any]) -
     import torch
     import transformers
 
+    runtime = {"onnx": "onnxruntime"}.get(encoder.backend, encoder.backend)
     return {
         "model": _model_fingerprint(encoder, model, options.get("revision")),
         "--quantize": options.get("quantize"),
@@ -326,6 +328,7 @@ def fingerprint(encoder: CrossEncoder, model: str, options: Mapping[str, Any]) -
         "--max-tokens": encoder.max_tokens,
         "--dtype": str(encoder.model.dtype).removeprefix("torch."),
         "--device": encoder.device.type,
+        "--backend": f"{runtime} {version(runtime)}",
         "cross_trainer": cross_trainer.__version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -336,7 +339,7 @@ def fingerprint(encoder: CrossEncoder, model: str, options: Mapping[str, Any]) -
 def _model_fingerprint(encoder: CrossEncoder, name: str, revision: str | None) -> str:
     """The commit of a model on the Hub, or the hash of the files in its folder; an adapter's, those of its base too."""
     if not is_adapted(encoder.model):
-        return _fingerprint(name, revision)
+        return _fingerprint(name, revision, encoder.exported_files)
     digest = hashlib.sha256()
     for weight in encoder.model.parameters():
         if weight.requires_grad:
@@ -346,14 +349,13 @@ def _model_fingerprint(encoder: CrossEncoder, name: str, revision: str | None) -
     return f"{_fingerprint(name, revision)} with {digest.hexdigest()} over {base}"
 
 
-def _fingerprint(name: str, revision: str | None) -> str:
+def _fingerprint(name: str, revision: str | None, exported: Sequence[Path] = ()) -> str:
     folder = Path(name)
     if not folder.is_dir():
         found = (find_file(name, file, {"revision": revision}) for file in ("config.json", SETTINGS))
-        return (
-            f"{name}@{next(path.parent.name for path in found if path is not None)}"  # a snapshot's folder: its commit
-        )
-    files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)})
+        commit = next(path.parent.name for path in found if path is not None)  # the folder of a snapshot
+        return f"{name}@{commit}"
+    files = [*sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}), *exported]
     return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in files).encode()).hexdigest()
 
 

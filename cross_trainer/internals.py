@@ -97,12 +97,6 @@ def mark_unprepared(model: nn.Module) -> None:
         model._is_accelerate_prepared = False  # type: ignore[assignment]
 
 
-def commit_hash(config: Any) -> str | None:
-    """The revision that a config was downloaded at; transformers keeps it under a private name only."""
-    found: str | None = getattr(config, "_commit_hash", None)
-    return found
-
-
 def keep_weight_conversions(source: nn.Module, target: nn.Module) -> None:
     """Let a model that took over another one's layers be saved as that one would be; transformers keeps in private how
     it renamed and merged weights while loading them, and undoes it by that alone.
@@ -206,6 +200,15 @@ class TrainerSeams(_Trainer):
 
     def gradient_known(self, norm: Any) -> None:
         """Called with the norm of each update's gradient, a number or a tensor, before it is applied."""
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """`save_model` and checkpoints hand the weights here, those of all processes where each held a part."""
+        with self.saving(output_dir, state_dict):
+            super()._save(output_dir, state_dict)
+
+    def saving(self, folder: str | None, state: Any) -> contextlib.AbstractContextManager[None]:  # noqa: ARG002
+        """The context in which the model is written to a folder; `state` holds all weights, or is None."""
+        return contextlib.nullcontext()
 
     def before_wrapping(self) -> None:
         """Called before each training with `self.model` as it will be wrapped."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
-from cross_trainer.errors import ConfigurationError
+from cross_trainer.errors import ConfigurationError, CrossTrainerError
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -152,15 +152,18 @@ def load_tokenizer(name: str, **source: Any) -> PreTrainedTokenizerBase:
     Raises:
         ConfigurationError: The model is neither a folder nor on the Hub, or the Hub can't be reached.
     """
-    from transformers import AutoTokenizer
+    from cross_trainer.saved import loading
 
     try:
-        return AutoTokenizer.from_pretrained(name, **source)
+        tokenizer: PreTrainedTokenizerBase = loading.load_tokenizer(name, source)
+    except CrossTrainerError:
+        raise
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"--model {name!r} isn't the folder of a model, and the Hub can't be reached or doesn't have it. "
             "Give --model a folder; the recipes also have --demo."
         ) from error
+    return tokenizer
 
 
 def finish(trainer: CrossEncoderTrainer, splits: DatasetDict) -> None:

@@ -19,9 +19,10 @@ import itertools
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import cross_trainer
 from cross_trainer.commands.partial import PartialScores
@@ -39,8 +40,8 @@ from cross_trainer.data.tables import (
     replacing,
 )
 from cross_trainer.errors import ConfigurationError, CrossTrainerError, DataError
-from cross_trainer.internals import commit_hash
-from cross_trainer.saved.folder import saved_template, saved_text_columns
+from cross_trainer.saved.adapters import SETTINGS, is_adapted
+from cross_trainer.saved.folder import find_file, saved_template, saved_text_columns
 from cross_trainer.saved.rerankers import saved_answers
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ logger = logging.getLogger(__name__)
 WINDOW = 4096  # pairs that are scored together, and lost together when the process is killed
 MODEL_FILES = (
     "config.json",
+    "adapter_config.json",
     "*.safetensors",
     "*.index.json",
     "pytorch_model*.bin",
@@ -284,11 +286,10 @@ def trained_columns(name: str, *, revision: str | None = None, **_options: Any) 
     Raises:
         ConfigurationError: There is no such model.
     """
-    from transformers import PretrainedConfig
+    from cross_trainer.saved.loading import read_settings
 
     with naming(name):
-        settings, _ = PretrainedConfig.get_config_dict(name, revision=revision)
-        return saved_text_columns(SimpleNamespace(**settings))
+        return saved_text_columns(SimpleNamespace(**read_settings(name, {"revision": revision})))
 
 
 def takes_instruction(
@@ -300,11 +301,11 @@ def takes_instruction(
         ConfigurationError: There is no such model, or the template isn't one.
     """
     from cross_trainer.data.templates import Template
-    from cross_trainer.saved.loading import load_config
+    from cross_trainer.saved.loading import read_model
 
     if template is None:
         with naming(name):
-            config, _ = load_config(name, {"revision": revision}, tokens)
+            config, _ = read_model(name, {"revision": revision}, tokens=tokens)
         template = saved_template(config)
     return template is not None and Template.of(template).takes_instruction
 
@@ -351,8 +352,9 @@ def fingerprint(encoder: CrossEncoder, model: str, options: Mapping[str, Any]) -
     import torch
     import transformers
 
+    runtime = {"onnx": "onnxruntime"}.get(encoder.backend, encoder.backend)
     return {
-        "model": _model_fingerprint(encoder, model),
+        "model": _model_fingerprint(encoder, model, options.get("revision")),
         "--quantize": options.get("quantize"),
         "--max-length": encoder.max_length,
         "--max-query-length": encoder.max_query_length,
@@ -361,6 +363,7 @@ def fingerprint(encoder: CrossEncoder, model: str, options: Mapping[str, Any]) -
         "--max-tokens": encoder.max_tokens,
         "--dtype": str(encoder.model.dtype).removeprefix("torch."),
         "--device": encoder.device.type,
+        "--backend": f"{runtime} {version(runtime)}",
         "cross_trainer": cross_trainer.__version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -368,12 +371,26 @@ def fingerprint(encoder: CrossEncoder, model: str, options: Mapping[str, Any]) -
     }
 
 
-def _model_fingerprint(encoder: CrossEncoder, name: str) -> str:
-    """The commit of a model on the Hub, or the hash of the files in its folder."""
+def _model_fingerprint(encoder: CrossEncoder, name: str, revision: str | None) -> str:
+    """The commit of a model on the Hub, or the hash of the files in its folder; an adapter's, those of its base too."""
+    if not is_adapted(encoder.model):
+        return _fingerprint(name, revision, encoder.exported_files)
+    digest = hashlib.sha256()
+    for weight in encoder.model.parameters():
+        if weight.requires_grad:
+            digest.update(weight.detach().cpu().float().numpy().tobytes())
+    settings = next(iter(cast("Any", encoder.model).peft_config.values()))
+    base = _fingerprint(str(encoder.config.name_or_path), settings.revision)
+    return f"{_fingerprint(name, revision)} with {digest.hexdigest()} over {base}"
+
+
+def _fingerprint(name: str, revision: str | None, exported: Sequence[Path] = ()) -> str:
     folder = Path(name)
     if not folder.is_dir():
-        return f"{name}@{commit_hash(encoder.config)}"
-    files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)})
+        found = (find_file(name, file, {"revision": revision}) for file in ("config.json", SETTINGS))
+        commit = next(path.parent.name for path in found if path is not None)  # the folder of a snapshot
+        return f"{name}@{commit}"
+    files = [*sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}), *exported]
     return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in files).encode()).hexdigest()
 
 

@@ -24,10 +24,10 @@ def show_template(model: str, revision: str | None = None) -> None:
     from cross_trainer.data.templates import Template
     from cross_trainer.saved.chat import serving_format
     from cross_trainer.saved.folder import saved_template
-    from cross_trainer.saved.loading import load_config
+    from cross_trainer.saved.loading import read_model
 
     with naming(model):
-        config, _ = load_config(model, {"revision": revision})
+        config, _ = read_model(model, {"revision": revision})
     template = saved_template(config)
     if template is None:
         raise ConfigurationError(

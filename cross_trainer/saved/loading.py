@@ -7,17 +7,16 @@ unless the caller asks for more.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import importlib
 import inspect
 import itertools
-import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -25,15 +24,22 @@ from torch import Tensor, nn
 
 from cross_trainer.errors import ConfigurationError, short
 from cross_trainer.internals import process_state
+from cross_trainer.saved.adapters import SETTINGS, Adapter
 from cross_trainer.saved.chat import read_chat_template
 from cross_trainer.saved.folder import (
     ACTIVATION_CLASSES,
+    OVER_BASE,
     activation_path,
+    check_entries,
     describe_scores,
     describe_template,
+    find_file,
     forget_scores,
     name_activation,
+    name_labels,
     position_limit,
+    read_config,
+    read_json,
     saved_template,
 )
 from cross_trainer.saved.modular import Files, Modular, fold, modular_obstacle, read_head
@@ -60,7 +66,7 @@ class Loaded:
     """A saved classifier.
 
     Attributes:
-        model: The plain transformers model.
+        model: The plain transformers model, or a `PeftModel` of one.
         is_new: Whether its head is new, with random weights.
         max_length: Tokens of a pair at most, where sentence-transformers' files say so.
         prompts: Texts by name that sentence-transformers may put before the first text of a pair.
@@ -74,33 +80,36 @@ class Loaded:
     default_prompt_name: str | None = None
 
 
-def load_config(
-    name: str, source: Mapping[str, Any], tokens: Answers | None = None
+def read_model(
+    name: str, source: Mapping[str, Any], use_safetensors: bool = True, tokens: Answers | None = None
 ) -> tuple[Any, SentenceTransformersFiles]:
-    """A saved model's config, completed by what its folder says elsewhere or its publisher says of it: the tokens that
-    a causal language model answers with, and the template of its pairs.
+    """What the files of a saved model or an adapter say: its config, completed by what stands elsewhere or its
+    publisher says of it: the tokens that a causal language model answers with, and the template of its pairs.
 
     Args:
         name: On the Hub, or a folder.
         source: Where to load from and what to trust: arguments of `from_pretrained`.
+        use_safetensors: Refuse pickles.
         tokens: The answers of a causal language model, instead of those that are known; see `find_answers`.
 
     Returns:
         The config, and what sentence-transformers' files say.
 
     Raises:
-        ConfigurationError: The model is no causal language model or doesn't have these tokens.
+        ConfigurationError: The config can't be read; or the model is no causal language model or doesn't have these
+            tokens.
     """
-    from transformers import AutoConfig
+    config = load_config(name, source, use_safetensors)
+    return config, complete_config(name, config, source, tokens)
 
-    config, unknown = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **source)
-    if unknown:
-        setting, value = next(iter(unknown.items()))
-        raise ConfigurationError(
-            f"config_kwargs={{{setting!r}: {value!r}}}: {type(config).__name__} has no such setting, so it would "
-            "change nothing."
-        )
+
+def complete_config(
+    name: str, config: Any, source: Mapping[str, Any], tokens: Answers | None = None
+) -> SentenceTransformersFiles:
+    """Complete a config as `read_model` does, and return what sentence-transformers' files say."""
     told = SentenceTransformersFiles.read(name, source)
+    if find_file(name, SETTINGS, source) is not None:  # an adapter's config says all, and its base is no answer
+        return told
     if told.chat is not None and told.obstacle is None and saved_template(config) is None:
         describe_template(config, read_chat_template(load_tokenizer(name, source), told.chat))
     if not is_causal(config):
@@ -109,7 +118,7 @@ def load_config(
                 f"tokens={tokens!r} are the answers of a causal language model, and {name} has the architecture "
                 f"{_architecture(config)}."
             )
-        return config, told
+        return told
     rule = published(name)
     if told.answers:
         describe_answers(config, told.answers)
@@ -122,7 +131,7 @@ def load_config(
         describe_answers(config, find_answers(load_tokenizer(name, source), tokens))
     if is_reranker(config):
         check_family(config)
-    return config, told
+    return told
 
 
 def load_classifier(
@@ -135,7 +144,7 @@ def load_classifier(
     config_kwargs: Mapping[str, Any] | None = None,
     tokens: Answers | None = None,
 ) -> Loaded:
-    """Load a saved model as a sequence classifier.
+    """Load a saved model, or an adapter with its base model, as a sequence classifier.
 
     Args:
         name: On the Hub, or a folder.
@@ -145,39 +154,45 @@ def load_classifier(
         source: Where to load from and what to trust: arguments of `from_pretrained`.
         model_kwargs: More of them for the weights, which come before `source`.
         config_kwargs: Settings of the config, and more arguments for loading it, which come before `source`.
-        tokens: As for `load_config`.
+        tokens: As for `read_model`.
 
     Raises:
         ConfigurationError: No classification head is saved, and no `num_labels` asks for a new one; its modules aren't
-            those of a plain classifier; the only weights are pickles, and they are refused; or the config has no such
-            setting.
+            those of a plain classifier; the only weights are pickles, and they are refused; the config has no such
+            setting; or an adapter can't be put on its base model.
+        UnsupportedModelError: An adapter is of a kind that isn't supported.
+        MissingDependencyError: There is an adapter, and peft isn't installed.
     """
     _check_model_kwargs(model_kwargs or {}, dtype)
-    weights_source, source = {**source, **(model_kwargs or {})}, {**source, **(config_kwargs or {})}
-    config, told = load_config(name, source, tokens)
-    is_classifier = told.obstacle is None and (has_head(config) or is_reranker(config) or bool(told.modules))
-    if num_labels is None and not is_classifier:
-        answers = ' If it answers with tokens, pass tokens=("yes", "no") or what they are.' if is_causal(config) else ""
+    weights_source = {**source, **(model_kwargs or {})}
+    adapter = Adapter.read(name, source, use_safetensors)
+    config = read_config(name, source) if adapter is None else adapter.config()
+    _apply_settings(config, config_kwargs or {})
+    told = complete_config(name, config, source, tokens)
+    answers = adapter is None and is_reranker(config)
+    has_one = adapter is not None or has_head(config) or answers or bool(told.modules)
+    if num_labels is None and (told.obstacle is not None or not has_one):
+        remedy = ' If it answers with tokens, pass tokens=("yes", "no") or what they are.' if is_causal(config) else ""
         found = told.obstacle or f"the architecture {_architecture(config)}"
-        raise ConfigurationError(_no_head(name, found) + answers)
+        raise ConfigurationError(_no_head(name, found) + remedy)
     if told.activation is not None:
         name_activation(config, told.activation)
-    if told.modules and told.obstacle is None and num_labels is None:
-        model = load_modular(name, config, told, dtype, use_safetensors, weights_source)
-        name_activation(model.config, activation_path(config))
-        return Loaded(model, False, told.max_length, told.prompts, told.default_prompt_name)
-    if is_reranker(config) and num_labels in {None, 1} and told.obstacle is None:
-        model = load_reranker(name, config, dtype, use_safetensors, weights_source)
-        limit = told.max_length or published_length(name, config)
-        return Loaded(model, False, limit, told.prompts, told.default_prompt_name)
+    if told.obstacle is None and ((told.modules and num_labels is None) or (answers and num_labels in {None, 1})):
+        return _load_other(name, config, told, dtype, use_safetensors, weights_source)
     if num_labels is not None and num_labels != config.num_labels:
-        if _says_its_labels(name, source):
+        if adapter is not None or _says_its_labels(name, source):
             forget_scores(config)
         config.num_labels = num_labels
-    model, missing = _load_weights(name, config, dtype, use_safetensors, num_labels is not None, weights_source)
-    if missing and num_labels is None:
-        raise ConfigurationError(_no_head(name, f"no weights for {', '.join(sorted(missing)[:3])}"))
-    if missing:
+    if adapter is not None:
+        options = {"use_safetensors": use_safetensors, "dtype": dtype, **(model_kwargs or {})}
+        model, is_new = adapter.load(config, num_labels is not None, **options)
+    else:
+        model, missing = _load_weights(name, config, dtype, use_safetensors, num_labels is not None, weights_source)
+        if missing and num_labels is None:
+            raise ConfigurationError(_no_head(name, f"no weights for {', '.join(sorted(missing)[:3])}"))
+        is_new = bool(missing)
+    _align(model)
+    if is_new:
         forget_scores(model.config)  # they were the old head's
         return Loaded(model, is_new=True)
     if told.obstacle is not None:
@@ -186,6 +201,50 @@ def load_classifier(
             "AutoModelForSequenceClassification and pass it together with its tokenizer."
         )
     return Loaded(model, False, told.max_length, told.prompts, told.default_prompt_name)
+
+
+def _load_other(
+    name: str,
+    config: Any,
+    told: SentenceTransformersFiles,
+    dtype: torch.dtype | None,
+    use_safetensors: bool,
+    source: Mapping[str, Any],
+) -> Loaded:
+    """What isn't saved as a classifier and becomes one: a model that answers, or modules."""
+    if told.modules:
+        model = load_modular(name, config, told, dtype, use_safetensors, source)
+        name_activation(model.config, activation_path(config))
+    else:
+        model = load_reranker(name, config, dtype, use_safetensors, source)
+    limit = told.max_length or (None if told.modules else published_length(name, config))
+    return Loaded(model, False, limit, told.prompts, told.default_prompt_name)
+
+
+def load_structure(name: str, num_labels: int | None, source: dict[str, Any]) -> Loaded:
+    """A saved sequence classifier without its weights, on torch's device "meta": what its files say about it.
+
+    Args:
+        name: On the Hub, or a folder.
+        num_labels: C, if it must be that.
+        source: Where to load from and what to trust: arguments of `from_pretrained`.
+
+    Raises:
+        ConfigurationError: It is no plain classifier, or has another number of labels.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    config = read_config(name, source)
+    told = SentenceTransformersFiles.read(name, source)
+    if told.obstacle is not None or not has_head(config):
+        raise ConfigurationError(_no_head(name, told.obstacle or f"the architecture {_architecture(config)}"))
+    if told.activation is not None:
+        name_activation(config, told.activation)
+    with torch.device("meta"):
+        remote = {"trust_remote_code": source.get("trust_remote_code", False)}
+        model: Any = AutoModelForSequenceClassification.from_config(config, **remote)  # type: ignore[no-untyped-call]
+    check_loaded(model, num_labels, {})
+    return Loaded(model.eval(), False, told.max_length, told.prompts, told.default_prompt_name)
 
 
 def load_reranker(
@@ -199,7 +258,7 @@ def load_reranker(
 
     Args:
         name: On the Hub, or a folder.
-        config: See `load_config`.
+        config: See `read_model`.
         dtype: Of the weights; None for the saved one.
         use_safetensors: Refuse pickles.
         source: More arguments of `from_pretrained`.
@@ -218,6 +277,7 @@ def load_reranker(
         raise ConfigurationError(
             f"{name} doesn't answer: there are no weights for {', '.join(sorted(missing)[:3])} in its files."
         )
+    _align(model)
     return to_classifier(model, saved_answers(config))
 
 
@@ -247,7 +307,8 @@ def load_modular(
     source = dict(source or {})
     base, _ = _load_weights(name, copy.deepcopy(config), dtype, use_safetensors, False, source, AutoModel)
     kinds = _kinds(list(told.modules))
-    files = functools.partial(_read_json, name, source=source)
+    files = functools.partial(read_json, name, source=source)
+    _align(base)
     head = read_head(told.modules, kinds, files, functools.partial(_read_tensors, name, source), _torch_module)
     head = dataclasses.replace(head, layers=tuple(layer.to(base.dtype) for layer in head.layers))
     model = fold(head, base)
@@ -261,7 +322,7 @@ def load_modular(
 def _read_tensors(name: str, source: Mapping[str, Any], folder: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
-    path = _find_file(name, f"{folder}/model.safetensors", source)
+    path = find_file(name, f"{folder}/model.safetensors", source)
     if path is None:
         raise ConfigurationError(f"{name} has no weights in {folder}/model.safetensors.")
     return load_file(path)
@@ -287,12 +348,47 @@ def _check_model_kwargs(model_kwargs: Mapping[str, Any], dtype: torch.dtype | No
             raise ConfigurationError(f"model_kwargs={{{key!r}: {short(value)}}}: {advice}")
 
 
-def _says_its_labels(name: str, source: dict[str, Any]) -> bool:
-    """Whether a config.json holds the number of labels; without it, transformers assumes two."""
+def _apply_settings(config: Any, settings: Mapping[str, Any]) -> None:
+    for name, value in settings.items():
+        if not hasattr(config, name):
+            raise ConfigurationError(
+                f"config_kwargs={{{name!r}: {value!r}}}: {type(config).__name__} has no such setting, so it would "
+                "change nothing."
+            )
+        setattr(config, name, value)
+
+
+def load_config(name: str, source: Mapping[str, Any], use_safetensors: bool = True) -> Any:
+    """The config of a saved model or of an adapter's, without its weights; arguments as in `load_classifier`.
+
+    Raises:
+        ConfigurationError: It can't be read; the message names the entry and the file, or the adapter's base model.
+    """
+    adapter = Adapter.read(name, source, use_safetensors)
+    return read_config(name, source) if adapter is None else adapter.config()
+
+
+def read_settings(name: str, source: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json says about a saved model, or in its place the files of an adapter."""
     from transformers import PretrainedConfig
 
+    if find_file(name, SETTINGS, source) is not None:
+        return dict((read_json(name, "sentence_bert_config.json", source) or {}).get(OVER_BASE) or {})
     said, _ = PretrainedConfig.get_config_dict(name, **source)
+    return said
+
+
+def _says_its_labels(name: str, source: dict[str, Any]) -> bool:
+    """Whether a config.json holds the number of labels; without it, transformers assumes two."""
+    said = read_settings(name, source)
     return bool(said.get("id2label") or said.get("num_labels"))
+
+
+def _take_names(config: Any, label2id: Mapping[str, int]) -> None:
+    """Name a config's labels by `label2id`, where it knows as many."""
+    names = {index: label for label, index in label2id.items()}
+    if sorted(names) == list(range(config.num_labels)):
+        name_labels(config, [names[index] for index in sorted(names)])
 
 
 def _load_weights(
@@ -310,25 +406,23 @@ def _load_weights(
     options = {"use_safetensors": use_safetensors, "ignore_mismatched_sizes": True, **source}
     if dtype is not None:
         options["dtype"] = dtype
-    try:
+    with refusing_pickles(name):
         model, info = (kind or AutoModelForSequenceClassification).from_pretrained(
             name, config=config, output_loading_info=True, **options
         )
-    except OSError as error:
-        if options["use_safetensors"] and "safetensors" in str(error):
-            raise ConfigurationError(
-                f"{name} has no weights in safetensors files. Pickled weights can run code when they are loaded: "
-                "pass use_safetensors=False if you trust their author."
-            ) from error
-        raise
     other = [(key, tuple(found), tuple(built)) for key, found, built in info["mismatched_keys"]]
     if other and not new_head:
         key, found, built = other[0]
+        if found[0] != built[0] == config.num_labels and not _says_its_labels(name, source):  # the head's weights do
+            config.num_labels = found[0]
+            said = read_settings(name, source)
+            check_entries(name, said)
+            _take_names(config, said.get("label2id") or {})
+            return _load_weights(name, config, dtype, use_safetensors, new_head, source)
         raise ConfigurationError(
             f"{name}: the weights {key} have the shape {found}, and config.json, with {config.num_labels} labels, asks "
             f"for {built}. Correct id2label in config.json, or pass num_labels={found[0]}."
         )
-    _align(model)
     return model, [*info["missing_keys"], *(key for key, _, _ in other)]
 
 
@@ -345,6 +439,24 @@ def _align(model: Any) -> None:
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
             tensor.data = tensor.data.clone()
+
+
+@contextlib.contextmanager
+def refusing_pickles(name: str, remedy: str = "use_safetensors=False") -> Iterator[None]:
+    """Say what to do where a model has no weights in safetensors files.
+
+    Raises:
+        ConfigurationError: It has none.
+    """
+    try:
+        yield
+    except OSError as error:
+        if "safetensors" not in str(error):
+            raise
+        raise ConfigurationError(
+            f"{name} has no weights in safetensors files. Pickled weights can run code when they are loaded: "
+            f"pass {remedy} if you trust their author."
+        ) from error
 
 
 def _architecture(config: Any) -> str:
@@ -394,17 +506,17 @@ class SentenceTransformersFiles:
     @classmethod
     def read(cls, name: str, source: Mapping[str, Any]) -> SentenceTransformersFiles:
         """Read the files of a folder or a repository; files of models that aren't cross-encoders say nothing."""
-        modules = _read_json(name, "modules.json", source)
-        told = _read_json(name, "config_sentence_transformers.json", source) if modules else None
+        modules = read_json(name, "modules.json", source)
+        told = read_json(name, "config_sentence_transformers.json", source) if modules else None
         if not modules or not told or told.get("model_type") != "CrossEncoder":
             return cls()
-        reading = _read_json(name, "sentence_bert_config.json", source) or {}
+        reading = read_json(name, "sentence_bert_config.json", source) or {}
         default, prompts = told.get("default_prompt_name"), told.get("prompts") or {}
         path = modules[1].get("path") if _kinds(modules) == _ANSWERING else None
-        head = {} if path is None else _read_json(name, f"{path}/config.json", source) or {}
+        head = {} if path is None else read_json(name, f"{path}/config.json", source) or {}
         answers = [head.get(key) for key in ("true_token_id", "false_token_id")]
         return cls(
-            _obstacle(modules, reading, default, prompts, functools.partial(_read_json, name, source=source)),
+            _obstacle(modules, reading, default, prompts, functools.partial(read_json, name, source=source)),
             told.get("activation_fn"),
             reading.get("max_seq_length"),
             prompts,
@@ -457,33 +569,18 @@ def _obstacle(
     return None
 
 
-def _read_json(name: str, file: str, source: Mapping[str, Any]) -> Any:
-    """What a file of a folder or a repository says, or None where there is none."""
-    path = _find_file(name, file, source)
-    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
-
-
-def _find_file(name: str, file: str, source: Mapping[str, Any]) -> str | None:
-    """A file of a folder or a repository, or None where there is none."""
-    from transformers.utils.hub import cached_file
-
-    asked = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
-    where = {key: source[key] for key in asked if source.get(key) is not None}
-    found: str | None = cached_file(
-        name,
-        file,
-        **where,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return found
-
-
 def load_tokenizer(name: str, source: Mapping[str, Any]) -> Any:
-    """The tokenizer that lies beside a saved model."""
+    """The tokenizer that lies beside a saved model, or where an adapter has none, the one of its base model."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(name, **source)
+    adapter = Adapter.read(name, source)
+    if adapter is not None and find_file(name, "tokenizer_config.json", source) is None:
+        return AutoTokenizer.from_pretrained(adapter.base, **adapter.base_source)
+    config = {} if adapter is None else {"config": adapter.base_config()}  # some tokenizers go by it
+    try:
+        return AutoTokenizer.from_pretrained(name, **config, **source)
+    except TypeError:  # transformers looks into entries of config.json that are null
+        return AutoTokenizer.from_pretrained(name, config=read_config(name, source), **source)
 
 
 def agreed(name: str, given: Any, elsewhere: str, found: Any) -> Any:

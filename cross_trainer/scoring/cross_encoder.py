@@ -34,6 +34,8 @@ from cross_trainer.data.pairs import (
 from cross_trainer.data.templates import Template, choose_template
 from cross_trainer.errors import ConfigurationError, UnsupportedModelError, check_whole, short
 from cross_trainer.execution.view import READS_PADDING
+from cross_trainer.saved.adapters import SETTINGS, adapter_folders, write_model
+from cross_trainer.saved.export import Precision, Target
 from cross_trainer.saved.folder import (
     complete_folder,
     describe_reading,
@@ -61,6 +63,7 @@ from cross_trainer.saved.loading import (
     saved_activation,
     with_padding,
 )
+from cross_trainer.saved.modular import Modular
 from cross_trainer.saved.rerankers import Answers, saved_answers
 from cross_trainer.saved.rerankers import to_causal as to_causal_model
 from cross_trainer.scoring.engine import (
@@ -72,6 +75,7 @@ from cross_trainer.scoring.engine import (
     progress,
     with_logits,
 )
+from cross_trainer.scoring.exported import Backend, Export, export_model, load_exported
 from cross_trainer.scoring.prepared import PreparedModel
 from cross_trainer.scoring.ranking import LongDocuments, cut_documents, read_documents, sort_documents
 from cross_trainer.spellings import REFUSED, LoadingSpellings, ScoringSpellings, spelled
@@ -125,6 +129,10 @@ class CrossEncoder:
         compile: Run the model through `torch.compile`: a minute or more at the first call, faster afterwards.
         quantize: "int8" rounds the weights of the layers and their inputs to 8 bits while scoring, on CPUs only. Scores
             change by a little; the model that is trained and saved stays as it is.
+        backend: "onnx" and "openvino" score, on the CPU, with what `export` has written into the folder, instead of
+            torch's weights.
+        file_name: Of several exported files, the one to score with, such as "model_quantized.onnx". Default: the one
+            in float32.
         trust_remote_code: Run Python code that lies in the model's repository. Read it before.
         use_safetensors: Refuse weights in pickle files, which can run code when they are loaded; False loads them.
         revision: A branch, tag or commit of the repository.
@@ -147,6 +155,8 @@ class CrossEncoder:
         model: The plain transformers model.
         tokenizer: Its tokenizer.
         max_length: Tokens of a pair, or None for no limit.
+        backend: What computes scores: "torch", "onnx" or "openvino". With the last two, `model` is called as it is with
+            torch, but has no weights.
         activation_fn: From logits [P, C] to scores.
         prompts: Texts by name that can be put before the first text of every pair.
         default_prompt_name: The one that is put there, or None. In a template, it is the instruction.
@@ -179,6 +189,8 @@ class CrossEncoder:
         padding_free: bool = True,
         compile: bool = False,  # noqa: A002
         quantize: Literal["int8"] | None = None,
+        backend: Backend = "torch",
+        file_name: str | None = None,
         trust_remote_code: bool = False,
         use_safetensors: bool = True,
         revision: str | None = None,
@@ -209,7 +221,17 @@ class CrossEncoder:
                 f"tokenizer_kwargs={tokenizer_kwargs} are for the tokenizer that lies beside the model, and another "
                 "one is given. Load that with them."
             )
-        if isinstance(model_name_or_path, (str, Path)):
+        if backend != "torch":
+            compiled = True if compile else None
+            on_gpu = None if device is None or torch.device(device).type == "cpu" else device
+            needs_torch: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "compile": compiled, "device": on_gpu}
+            file_name = agreed("file_name", file_name, "model_kwargs", model_kwargs.pop("file_name", None))
+            needs_torch |= {"model_kwargs": model_kwargs or None, "config_kwargs": config_kwargs or None}
+            loaded = load_exported(model_name_or_path, num_labels, backend, file_name, source, needs_torch)
+            if tokenizer is None:
+                tokenizer = load_tokenizer(str(model_name_or_path), {**source, **tokenizer_kwargs})
+            device = None  # the weights are the backend's
+        elif isinstance(model_name_or_path, (str, Path)):
             name = str(model_name_or_path)
             device, model_kwargs = place_loading(device, model_kwargs)
             loaded = load_classifier(
@@ -221,9 +243,13 @@ class CrossEncoder:
             answering = as_answering(model_name_or_path, tokenizer, tokens)
             checked = check_loaded(answering, num_labels, of_loading)
             loaded = Loaded(checked if dtype is None else checked.to(as_dtype(dtype)), is_new=False)
+        if backend == "torch" and file_name is not None:
+            raise ConfigurationError(f'file_name={file_name!r} names an exported file: pass backend="onnx" with it.')
+        self.backend: Backend = backend
         model, self._untrained = loaded.model, loaded.is_new
         self.prompts = {**loaded.prompts, **(prompts or {})}
-        self.default_prompt_name = loaded.default_prompt_name if default_prompt_name is None else default_prompt_name
+        saved_prompt = None if instruction is not None else loaded.default_prompt_name  # in a template, it was that
+        self.default_prompt_name = saved_prompt if default_prompt_name is None else default_prompt_name
         if tokenizer is None:
             raise ConfigurationError("A loaded model needs its tokenizer: CrossEncoder(model, tokenizer=tokenizer).")
         self.model: PreTrainedModel = model
@@ -233,24 +259,30 @@ class CrossEncoder:
         check_vocabulary(self.model, self.tokenizer)
         max_length = loaded.max_length if max_length is None else max_length
         self.max_length = choose_max_length(max_length, self.tokenizer, model.config)
-        self.template = check_template(
-            choose_template(saved_template(model.config) if template is None else template, instruction),
-            self.tokenizer,
-            self.max_length,
-        )
-        if instruction is not None and default_prompt_name is None:
-            self.default_prompt_name = None  # it was the instruction
-        self._prompt()
-        default = saved_truncation(model.config) if template is None else "only_second"
-        self.truncation = check_truncation(default if truncation is None else truncation)
-        self.max_query_length = saved_query_length(model.config) if max_query_length is None else max_query_length
-        if self.max_query_length is not None:
-            check_whole("max_query_length", self.max_query_length)
+        self._read_by(truncation, template, instruction, max_query_length)
         self._activation_given = activation is not None
         self.activation_fn: Activation = saved_activation(model.config) if activation is None else activation
         self.model_card_data = _ReportedMetrics()
         self.max_tokens = MAX_TOKENS.get(self.device.type, 4096) if max_tokens is None else max_tokens
         check_whole("max_tokens", self.max_tokens)
+
+    def _read_by(
+        self,
+        truncation: Truncation | None,
+        template: Template | str | Sequence[str] | None,
+        instruction: str | None,
+        max_query_length: int | None,
+    ) -> None:
+        """Set how pairs are read: as asked for, else as the model was trained."""
+        self.truncation: Truncation
+        chosen = choose_template(saved_template(self.config) if template is None else template, instruction)
+        self.template = check_template(chosen, self.tokenizer, self.max_length)
+        default = saved_truncation(self.config) if template is None else "only_second"
+        self.truncation = check_truncation(default if truncation is None else truncation)
+        self.max_query_length = saved_query_length(self.config) if max_query_length is None else max_query_length
+        if self.max_query_length is not None:
+            check_whole("max_query_length", self.max_query_length)
+        self._prompt()  # there is one of that name, and a place for it
 
     @property
     def config(self) -> PretrainedConfig:
@@ -265,7 +297,12 @@ class CrossEncoder:
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return torch.device(self.model.device)
+        return torch.device(self.model.device if self.backend == "torch" else "cpu")
+
+    @property
+    def exported_files(self) -> list[Path]:
+        """What a backend other than torch scores with: a graph, and the files of its weights."""
+        return [] if self.backend == "torch" else cast("Any", self.model.forward).files
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -535,7 +572,10 @@ class CrossEncoder:
             )
             self._untrained = False
         pad = self.tokenizer.pad_token_id
-        models = [(self._prepared.of(self.model, pad), self.device)]
+        if devices is not None:
+            self._check_has_weights("devices=")
+        view = self._prepared.of(self.model, pad) if self.backend == "torch" else self.model
+        models = [(view, self.device)]
         (model, device), *replicas = models if devices is None else self._prepared.on(devices, self.model, pad)
         return ScoringEngine(
             model,
@@ -556,7 +596,10 @@ class CrossEncoder:
     def _place(self, device: str | torch.device | None) -> None:
         """Move the model, if a device is named."""
         check_device(device)
-        if device is not None:
+        if device is not None and self.backend != "torch":
+            if torch.device(device).type != "cpu":
+                self._check_has_weights(f"device={device!r}")
+        elif device is not None:
             cast("Any", self.model).to(device)
         self._prepared.check(self.device)
 
@@ -644,6 +687,7 @@ class CrossEncoder:
         """
         from cross_trainer.training.fitting import FitSettings, fit
 
+        self._check_has_weights("fit()")
         if self._prompt() and self.template is None:
             raise ConfigurationError(
                 f"fit() trains on the texts as they are, but the model puts the prompt {self.default_prompt_name!r} "
@@ -674,41 +718,113 @@ class CrossEncoder:
     # -- saving --------------------------------------------------------------------------------------------------------
 
     @spelled(REFUSED["save_pretrained"])
-    def save_pretrained(self, folder: str | Path, *, to_causal: bool = False) -> None:
+    def save_pretrained(self, folder: str | Path, *, merge_adapters: bool = False, to_causal: bool = False) -> None:
         """Save model, tokenizer, maximal length, activation and prompts for every tool that reads Hugging Face files.
 
         `save` is the same.
 
         Args:
             folder: Made if it isn't there.
+            merge_adapters: Save a plain classifier with the adapters of peft in its weights; the model in memory stays
+                as it is. Without it, the folder holds the active adapter, and names its base model.
             to_causal: Save a model that was a causal language model as one again, for servers that know its base: its
                 answers' logits differ by the same scores.
 
         Raises:
-            ConfigurationError: `to_causal` is asked for, and the model has never answered with tokens.
-            UnsupportedModelError: It is, and the model isn't a linear layer over a causal language model's transformer;
-                or the model is scored through modules that no classifier computes.
+            ConfigurationError: The folder can't hold the model, there are no adapters to merge, or `to_causal` is asked
+                for, and the model has never answered with tokens.
+            UnsupportedModelError: The adapters can't be merged; the model isn't a linear layer over a causal language
+                model's transformer; or it is scored through modules that no classifier computes.
         """
-        if not hasattr(self.model, "save_pretrained"):
-            raise UnsupportedModelError(
-                "The model is scored through the modules of sentence-transformers that it was saved with, which no "
-                f"classifier of a {self.config.model_type} computes. Keep its own folder."
-            )
-        answers = saved_answers(self.config) if to_causal else ()
-        if to_causal and not answers:
+        self._check_has_weights("save_pretrained()")
+        self._describe()
+        if to_causal:
+            self._save_causal(folder)
+            return
+        write_model(self.model, folder, merge_adapters)
+        for place in [Path(folder)] if merge_adapters else adapter_folders(self.model, folder):
+            self._complete(place)
+
+    save = save_pretrained
+
+    def _save_causal(self, folder: str | Path) -> None:
+        answers = saved_answers(self.config)
+        if not answers:
             raise ConfigurationError(
                 f"to_causal=True: {self.config.name_or_path!r} was never a causal language model that answers with "
                 "tokens."
             )
-        template = None if self.template is None else self.template.to_dict()
-        describe_reading(self.config, self.truncation, None, template, self.max_query_length)
-        describe_activation(self.config, self.activation_fn)
-        model: Any = to_causal_model(self.model, answers) if to_causal else self.model
-        model.save_pretrained(folder)
+        to_causal_model(self.model, answers).save_pretrained(folder)
         prompts = (self.prompts, self.default_prompt_name)
         complete_folder(folder, self.config, self.tokenizer, self.max_length, *prompts, answers)
 
-    save = save_pretrained
+    def _describe(self) -> None:
+        """Write into the config how pairs are read and scored."""
+        template = None if self.template is None else self.template.to_dict()
+        describe_reading(self.config, self.truncation, None, template, self.max_query_length)
+        describe_activation(self.config, self.activation_fn)
+
+    def _complete(self, folder: str | Path) -> None:
+        """Write the tokenizer and what else the folder of a model or of a config lacks."""
+        complete_folder(folder, self.config, self.tokenizer, self.max_length, self.prompts, self.default_prompt_name)
+
+    def _check_has_weights(self, what: str) -> None:
+        if isinstance(self.model, Modular):
+            raise UnsupportedModelError(
+                f"{what} needs a classifier, but the model is scored through the modules of sentence-transformers that "
+                f"it was saved with, which no classifier of a {self.config.model_type} computes. Keep its own folder."
+            )
+        if self.backend != "torch":
+            raise ConfigurationError(
+                f'{what} needs the weights of torch, but the model was loaded with backend="{self.backend}". Load it '
+                "without."
+            )
+
+    def export(
+        self,
+        folder: str | Path,
+        to: Target = "onnx",
+        precision: Precision = "fp32",
+        *,
+        pairs: Sequence[Pair] | None = None,
+    ) -> Export:
+        """Write the model as ONNX or OpenVINO, for `CrossEncoder(folder, backend=...)` and other tools to score with.
+
+        The scores of pairs of several lengths are compared with torch's. The file lies where
+        `saved.export.EXPORTED` says, and reads any number of pairs and tokens.
+
+        Args:
+            folder: The model's own, to which the file is added; or another one, in which config and tokenizer are
+                saved along.
+            to: "onnx" or "openvino".
+            precision: "fp32"; "int8" with 8-bit weights; "bf16", for OpenVINO, in half the space and computed in
+                bfloat16 where the processor has it.
+            pairs: What to compare scores on. Default: English questions and answers from 5 tokens to as many as the
+                model takes, but at most 2048.
+
+        Returns:
+            The file, and how far its logits and scores are from torch's. In float32 they may differ by a thousandth;
+                otherwise nothing is written.
+
+        Raises:
+            ConfigurationError: There is no such format or precision.
+            MissingDependencyError: The extra `export` isn't installed.
+            UnsupportedModelError: The model can't be exported, or scores otherwise afterwards.
+        """
+        self._check_has_weights("export()")
+        target, own = Path(folder), Path(self.config.name_or_path or "?")
+        if (target / SETTINGS).is_file():
+            raise ConfigurationError(
+                f"{folder} holds an adapter, beside which readers would take the export's config.json for a whole "
+                "model's. Export to another folder."
+            )
+        exported = export_model(self.model, self._engine(), self.activation_fn, target, to, precision, pairs)
+        if not (own.is_dir() and own.samefile(target)):
+            self._describe()
+            self.config.architectures = [type(getattr(self.model, "get_base_model", lambda: self.model)()).__name__]
+            self.config.save_pretrained(target)
+            self._complete(target)
+        return exported
 
     push_to_hub = push_to_hub
 

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from cross_trainer.data.collator import PairCollator
 from cross_trainer.data.columns import (
@@ -51,6 +51,7 @@ from cross_trainer.execution.padding_free import padding_free_obstacle
 from cross_trainer.execution.token_budget import CPU_TOKENS
 from cross_trainer.metrics.pairs import binary_metrics, correlation_metrics, multiclass_metrics, multilabel_metrics
 from cross_trainer.metrics.rankings import ranking_metrics
+from cross_trainer.saved.adapters import Adapter
 from cross_trainer.saved.folder import (
     describe_reading,
     describe_scores,
@@ -67,10 +68,12 @@ from cross_trainer.saved.folder import (
 from cross_trainer.saved.loading import (
     SentenceTransformersFiles,
     check_vocabulary,
-    load_config,
     load_modular,
     load_reranker,
+    load_tokenizer,
     padding_side,
+    read_model,
+    refusing_pickles,
 )
 from cross_trainer.saved.modular import Modular
 from cross_trainer.saved.rerankers import is_reranker, published_length
@@ -284,7 +287,7 @@ def make_plan(
     config = _config_of(model, model_kwargs)[0] if isinstance(model, str) else copy.deepcopy(model.config)
     columns, labels = _look_at(datasets[0], collator, config)
     if isinstance(model, str):
-        config = _new_config(model, labels, model_kwargs)
+        config = _new_config(model, config, labels, source)
     modules = _modules(model, config, source)
     if isinstance(collator, PairCollator):
         check_vocabulary(modules, collator.tokenizer)
@@ -335,8 +338,17 @@ def source_of(model_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in (model_kwargs or {}).items() if name in _SOURCE}
 
 
+def _refuses_pickles(model_kwargs: Mapping[str, Any] | None) -> bool:
+    return (model_kwargs or {}).get("use_safetensors") is not False
+
+
+def _config_of(name: str, model_kwargs: Mapping[str, Any] | None) -> tuple[Any, SentenceTransformersFiles]:
+    tokens = (model_kwargs or {}).get("tokens")
+    return read_model(name, source_of(model_kwargs), _refuses_pickles(model_kwargs), tokens)
+
+
 def load_planned(name: str, plan: Plan, model_kwargs: Mapping[str, Any] | None = None) -> PreTrainedModel:
-    """Load a pretrained model as the classifier that a plan asks for, in float32.
+    """Load a pretrained model, or an adapter with its base model, as the classifier that a plan asks for, in float32.
 
     A classification head of that size is kept, another one is replaced and logged by transformers. Weights are float32
     because updates at usual learning rates are lost on half-precision weights; mixed precision is the Trainer's
@@ -346,26 +358,45 @@ def load_planned(name: str, plan: Plan, model_kwargs: Mapping[str, Any] | None =
         name: On the Hub, or a folder.
         plan: Gives the config.
         model_kwargs: More arguments of `from_pretrained`, such as `revision`, `token`, `trust_remote_code` or
-            `attn_implementation`; and `tokens`, the answers of a causal language model, see `load_config`.
+            `attn_implementation`; and `tokens`, the answers of a causal language model, see `read_model`.
+
+    Raises:
+        ConfigurationError: There are pickled weights only, which `use_safetensors=False` loads; or an adapter can't be
+            put on its base model.
     """
-    options: dict[str, Any] = {"dtype": torch.float32, **(model_kwargs or {})}
+    kept = {"dtype": torch.float32, "ignore_mismatched_sizes": True, "use_safetensors": True}
+    options = {**kept, **(model_kwargs or {})}
     options.pop("tokens", None)  # the config names them
     config = copy.deepcopy(plan.config)
-    if is_reranker(config) and config.num_labels == 1:
-        return cast("PreTrainedModel", load_reranker(name, config, source=options))
-    told = SentenceTransformersFiles.read(name, source_of(model_kwargs))
-    if told.modules and told.obstacle is None:
-        modular = load_modular(name, _config_of(name, model_kwargs)[0], told, source=options)
-        if not isinstance(modular, Modular) and modular.num_labels == config.num_labels:
-            return cast("PreTrainedModel", modular)
-        logger.warning("The modules behind the transformer of %s don't become a classifier: its head is new.", name)
-    options = {"ignore_mismatched_sizes": True, **options}
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(name, config=config, **options)
+    adapter = Adapter.read(name, source_of(model_kwargs), _refuses_pickles(model_kwargs))
+    model: PreTrainedModel
+    ready = None if adapter is not None else _load_ready(name, config, model_kwargs, options)
+    if ready is not None:
+        return ready
+    if adapter is None:
+        with refusing_pickles(name, 'model_kwargs={"use_safetensors": False}'):
+            model = AutoModelForSequenceClassification.from_pretrained(name, config=config, **options)
+    else:
+        of_base = {key: value for key, value in options.items() if key not in {*_SOURCE, "ignore_mismatched_sizes"}}
+        model, _ = adapter.load(config, new_head=True, **of_base)
     return model
 
 
-def _config_of(name: str, model_kwargs: Mapping[str, Any] | None) -> tuple[Any, SentenceTransformersFiles]:
-    return load_config(name, source_of(model_kwargs), (model_kwargs or {}).get("tokens"))
+def _load_ready(
+    name: str, config: Any, model_kwargs: Mapping[str, Any] | None, options: Mapping[str, Any]
+) -> PreTrainedModel | None:
+    """A model that becomes the classifier that is asked for, from answers or from modules; None for others."""
+    kept = {key: value for key, value in options.items() if key != "ignore_mismatched_sizes"}
+    if is_reranker(config) and config.num_labels == 1:
+        return cast("PreTrainedModel", load_reranker(name, config, source=kept))
+    described, told = _config_of(name, model_kwargs)
+    if not told.modules or told.obstacle is not None:
+        return None
+    modular = load_modular(name, described, told, source=kept)
+    if not isinstance(modular, Modular) and modular.num_labels == config.num_labels:
+        return cast("PreTrainedModel", modular)
+    logger.warning("The modules behind the transformer of %s don't become a classifier: its head is new.", name)
+    return None
 
 
 def default_collator(
@@ -386,7 +417,7 @@ def default_collator(
     if tokenizer is None:
         if not name:
             raise ConfigurationError("No tokenizer: give processing_class, or a data_collator that has one.")
-        tokenizer = AutoTokenizer.from_pretrained(name, **source_of(model_kwargs))
+        tokenizer = load_tokenizer(name, source_of(model_kwargs))
     config = _config_of(model, model_kwargs)[0] if isinstance(model, str) else getattr(model, "config", None)
     given = {name: value for name, value in options.items() if value is not None}
     if given.get("template") is None:
@@ -435,10 +466,9 @@ def _asked(
     return texts if label is None else (*texts, label)
 
 
-def _new_config(name: str, labels: Survey, model_kwargs: Mapping[str, Any] | None) -> Any:
-    """A pretrained model's config with as many labels as the data has, under the data's names."""
-    config, told = _config_of(name, model_kwargs)
-    wanted = choose_num_labels(labels)
+def _new_config(name: str, config: Any, labels: Survey, source: Mapping[str, Any]) -> Any:
+    """A pretrained model's config, changed to as many labels as the data has, under the data's names."""
+    wanted, told = choose_num_labels(labels), SentenceTransformersFiles.read(name, source)
     if is_reranker(config) and wanted == 1:
         config.num_labels = 1
     if config.num_labels != wanted:

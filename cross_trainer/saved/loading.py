@@ -234,8 +234,7 @@ def load_structure(name: str, num_labels: int | None, source: dict[str, Any]) ->
     """
     from transformers import AutoModelForSequenceClassification
 
-    config = read_config(name, source)
-    told = SentenceTransformersFiles.read(name, source)
+    config, told = read_model(name, source)
     if told.obstacle is not None or not has_head(config):
         raise ConfigurationError(_no_head(name, told.obstacle or f"the architecture {_architecture(config)}"))
     if told.activation is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from rerankers import LONG, build, build_tokenizer, save
 from sentence_transformers import CrossEncoder as TheirEncoder
 from sentence_transformers.base.modules import Transformer
@@ -332,3 +333,19 @@ def test_what_never_was_causal_does_not_go_back(tmp_path):
     encoder = CrossEncoder(save(tmp_path, build()), num_labels=1)
     with pytest.raises(ConfigurationError, match="was never a causal language model"):
         encoder.save_pretrained(tmp_path / "causal", to_causal=True)
+
+
+def test_adapters_over_answers(tmp_path):
+    encoder = CrossEncoder(save(tmp_path / "Qwen3-Reranker-0.6B", build()))
+    settings = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], r=4, init_lora_weights=False)
+    adapted = CrossEncoder(get_peft_model(encoder.model, settings), tokenizer=encoder.tokenizer)
+    assert adapted.template == PUBLISHED["qwen3-reranker"]
+    expected = logits(adapted, PAIRS[:3])
+    adapted.save_pretrained(tmp_path / "adapter")
+    np.testing.assert_allclose(logits(CrossEncoder(str(tmp_path / "adapter")), PAIRS[:3]), expected, atol=1e-5)
+    adapted.save_pretrained(tmp_path / "merged", merge_adapters=True)
+    merged = CrossEncoder(str(tmp_path / "merged"))
+    merged.save_pretrained(tmp_path / "causal", to_causal=True)
+    np.testing.assert_allclose(logits(CrossEncoder(str(tmp_path / "causal")), PAIRS[:3]), expected, atol=1e-5)
+    with pytest.raises(UnsupportedModelError, match="can't become a causal language model"):
+        adapted.save_pretrained(tmp_path / "causal", to_causal=True)

@@ -42,7 +42,6 @@ from cross_trainer.data.tables import (
 from cross_trainer.errors import ConfigurationError, CrossTrainerError, DataError
 from cross_trainer.saved.adapters import SETTINGS, is_adapted
 from cross_trainer.saved.folder import find_file, saved_template, saved_text_columns
-from cross_trainer.saved.rerankers import saved_answers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -351,6 +350,8 @@ def fingerprint(encoder: CrossEncoder, model: str, options: Mapping[str, Any]) -
     import tokenizers
     import torch
     import transformers
+
+    from cross_trainer.saved.rerankers import saved_answers
 
     runtime = {"onnx": "onnxruntime"}.get(encoder.backend, encoder.backend)
     return {

@@ -44,12 +44,14 @@ def test_the_options_of_the_model_arrive(tmp_path, model, monkeypatch):
         "max_length": 16,
         "device": "cpu",
         "dtype": "float32",
+        "max_query_length": 9,
+        "template": "{query} {document}",
         "max_tokens": 99,
         "quantize": "int8",
         "backend": "torch",
         "revision": "r1",
     }
-    others = {"name": model, "trust_remote_code": True, "file_name": None}
+    others = {"name": model, "trust_remote_code": True, "file_name": None, "instruction": None, "tokens": None}
     argv = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
     write_table(tmp_path / "in.csv", make_rows(3))
     run(
@@ -234,12 +236,14 @@ def test_arguments_of_training_have_dashes_or_underscores():
         "text_columns": ["a", "b"],
         "label_column": ["l"],
         "max_length": ["32"],
+        "max_query_length": ["9"],
         "max_tokens": ["99"],
         "padding_free": ["false"],
         "in_batch_negatives": ["2"],
         "dry_run": [],
         "model_revision": ["main"],
         "trust_remote_code": [],
+        "merge_adapters": [],
     }
     assert {entry.name for entry in dataclasses.fields(TrainArguments) if "_" in entry.name} == set(values)
     for name, words in values.items():

@@ -10,6 +10,7 @@ from .errors import MissingDependencyError as MissingDependencyError
 from .errors import NotFiniteError as NotFiniteError
 from .errors import UnsupportedModelError as UnsupportedModelError
 from .execution.padding_free import enable_padding_free as enable_padding_free
+from .metrics.calibration import calibration_metrics as calibration_metrics
 from .metrics.evaluate_modules import from_evaluate as from_evaluate
 from .metrics.pairs import binary_metrics as binary_metrics
 from .metrics.pairs import correlation_metrics as correlation_metrics

@@ -16,7 +16,7 @@ PACKAGE = Path(cross_trainer.__file__).parent
 HALL = ["errors", "internals"]
 ROOMS = {
     "data": ["columns", "survey", "pairs", "items", "collator", "grouping", "tables", "splits", "trec"],
-    "metrics": ["report", "pairs", "rankings", "evaluate_modules"],
+    "metrics": ["report", "pairs", "rankings", "calibration", "evaluate_modules"],
     "saved": ["folder", "loading"],
     "execution": ["dropout", "attention", "padding_free", "token_budget", "view"],
     "training": ["losses", "plan", "sharding", "trainer", "fitting"],

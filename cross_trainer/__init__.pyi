@@ -18,6 +18,8 @@ from .metrics.pairs import multiclass_metrics as multiclass_metrics
 from .metrics.pairs import multilabel_metrics as multilabel_metrics
 from .metrics.rankings import compare as compare
 from .metrics.rankings import ranking_metrics as ranking_metrics
+from .saved.calibration import Calibration as Calibration
+from .saved.calibration import calibrate as calibrate
 from .scoring.cross_encoder import CrossEncoder as CrossEncoder
 from .scoring.mining import MinedNegatives as MinedNegatives
 from .scoring.mining import MiningStatistics as MiningStatistics

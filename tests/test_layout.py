@@ -15,13 +15,25 @@ import cross_trainer
 PACKAGE = Path(cross_trainer.__file__).parent
 HALL = ["errors", "internals"]
 ROOMS = {
-    "data": ["columns", "survey", "pairs", "items", "collator", "grouping", "tables", "splits", "trec"],
+    "data": [
+        "columns",
+        "survey",
+        "pairs",
+        "fingerprints",
+        "items",
+        "collator",
+        "labelled",
+        "grouping",
+        "tables",
+        "splits",
+        "trec",
+    ],
     "metrics": ["report", "pairs", "rankings", "calibration", "evaluate_modules"],
-    "saved": ["folder", "loading"],
+    "saved": ["folder", "loading", "calibration"],
     "execution": ["dropout", "attention", "padding_free", "token_budget", "view"],
-    "training": ["losses", "plan", "sharding", "trainer", "fitting"],
+    "training": ["losses", "plan", "sharding", "calibrating", "trainer", "fitting"],
     "scoring": ["engine", "cross_encoder", "mining"],
-    "commands": ["arguments", "partial", "score", "rank", "mine", "train", "evaluate", "cli"],
+    "commands": ["arguments", "partial", "score", "rank", "mine", "train", "evaluate", "calibrate", "cli"],
 }
 """Each file imports from those before it in its own room, and from the rooms before its own."""
 

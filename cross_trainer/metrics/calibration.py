@@ -2,7 +2,8 @@
 
     compute_metrics=calibration_metrics(confidence=0.95)   # {"ece": 0.02, "brier": 0.07, ..., "log_loss": 0.24, ...}
 
-P pairs, G groups (queries), D documents of the largest group, C classes. `pairs.py` says what all metrics have in common.
+P pairs, G groups (queries), D documents of the largest group, C classes. `pairs.py` says what all metrics have in
+common.
 """
 
 from __future__ import annotations
@@ -84,9 +85,9 @@ def calibration_metrics(
         {'ece': 0.3059, 'brier': 0.2743, 'brier_reliability': 0.0936, 'brier_resolution': 0.0693,
          'brier_uncertainty': 0.25, 'log_loss': 0.7201}
 
-    Takes logits [P], [P, 1] or [G, D] with labels in [0, 1], of which the sigmoid is measured, or logits [P, C] with class
-    numbers [P], of which the softmax is. A label between 0 and 1 is the share of those who say yes. The decisions about
-    several labels at once, [P, C] with labels [P, C], are measured together.
+    Takes logits [P], [P, 1] or [G, D] with labels in [0, 1], of which the sigmoid is measured, or logits [P, C] with
+    class numbers [P], of which the softmax is. A label between 0 and 1 is the share of those who say yes. The decisions
+    about several labels at once, [P, C] with labels [P, C], are measured together.
 
     Keys, of which all but `brier_resolution` are better when lower:
         ece: expected calibration error. Pairs are sorted by their probability into bins of as many pairs each; this is
@@ -101,8 +102,9 @@ def calibration_metrics(
             (Stephenson, Coelho and Jolliffe 2008).
         log_loss: mean negative logarithm of the probability of what came true, in nats.
 
-    Chance alone gives a calibrated model an error above 0, 0.03 or so for 500 pairs in 10 bins, and each resample of the
-    bootstrap adds its own. The interval of `ece` is therefore the basic one, reflected at the value (Davison and Hinkley
+    Chance alone gives a calibrated model an error above 0, 0.03 or so for 500 pairs in 10 bins, and each resample of
+    the bootstrap adds its own. The interval of `ece` is therefore the basic one, reflected at the value (Davison and
+    Hinkley
     1997): it comes down to about 0 for a calibrated model, and needn't include the value.
 
     Args:
@@ -127,8 +129,8 @@ def _columns(logits: Floats, labels: Floats, metric: CalibrationMetrics) -> tupl
     wrong = np.flatnonzero((labels < 0) | (labels > 1))
     if wrong.size:
         raise DataError(
-            f"the label at row {wrong[0]} is {labels[wrong[0]]:g}; a probability is measured against labels from 0 to 1: "
-            "turn grades into 0 and 1 first"
+            f"the label at row {wrong[0]} is {labels[wrong[0]]:g}; a probability is measured against labels from 0 to "
+            "1: turn grades into 0 and 1 first"
         )
     return np.stack([np.zeros_like(logits), logits], axis=1), np.stack([1 - labels, labels], axis=1)
 

@@ -111,8 +111,8 @@ def class_numbers(labels: Floats, classes: int) -> tuple[NDArray[np.bool_], Indi
     wrong = np.flatnonzero(~np.isin(known, np.arange(classes)))
     if wrong.size:
         raise DataError(
-            f"the label at row {wrong[0]} is {known[wrong[0]]:g}; with {classes} classes, labels are whole numbers from 0 "
-            f"to {classes - 1}: check the model's num_labels and the order of its label names"
+            f"the label at row {wrong[0]} is {known[wrong[0]]:g}; with {classes} classes, labels are whole numbers "
+            f"from 0 to {classes - 1}: check the model's num_labels and the order of its label names"
         )
     return keep, known.astype(np.int64)
 

@@ -16,11 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
 ScoreActivation: TypeAlias = Literal["sigmoid", "softmax", "identity"]
 
 READING = "cross_trainer"  # the entry of config.json
+
+TRAINED_ROWS = "trained_rows.npy"
+"""The file of a folder that holds fingerprints of rows; of no format in which tools look for weights."""
 
 ACTIVATION_CLASSES: dict[ScoreActivation, str] = {
     "sigmoid": "torch.nn.modules.activation.Sigmoid",
@@ -160,6 +165,14 @@ def saved_text_columns(config: Any) -> tuple[str, str] | None:
     """The columns of the two texts that the model was trained on, where the config knows them."""
     columns = (getattr(config, READING, None) or {}).get("text_columns")
     return None if columns is None else (str(columns[0]), str(columns[1]))
+
+
+def write_trained_rows(folder: str | Path, rows: NDArray[np.uint64]) -> None:
+    """Write the fingerprints of the rows that a model was trained on, `TRAINED_ROWS`; nothing where there are none."""
+    if len(rows):
+        import numpy as np
+
+        np.save(Path(folder, TRAINED_ROWS), rows)
 
 
 def complete_folder(

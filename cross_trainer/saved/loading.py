@@ -17,12 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cross_trainer.errors import ConfigurationError
 from cross_trainer.saved.folder import (
     ACTIVATION_CLASSES,
+    TRAINED_ROWS,
     activation_path,
     describe_scores,
     forget_scores,
@@ -214,6 +217,18 @@ def _obstacle(modules: list[Any], reading: dict[str, Any], default: str | None, 
 
 
 def _read_json(name: str, file: str, source: Mapping[str, Any]) -> Any:
+    """What a file of a folder or a repository says, or None where there is none."""
+    path = _find_file(name, file, source)
+    return None if path is None else json.loads(path.read_text(encoding="utf-8"))
+
+
+def load_trained_rows(name: str, source: Mapping[str, Any]) -> NDArray[np.uint64] | None:
+    """Fingerprints of the rows that a model was trained on, where its folder or repository has them."""
+    path = _find_file(name, TRAINED_ROWS, source)
+    return None if path is None else np.load(path, allow_pickle=False).astype(np.uint64)
+
+
+def _find_file(name: str, file: str, source: Mapping[str, Any]) -> Path | None:
     """A file of a folder or a repository, or None where there is none."""
     from transformers.utils.hub import cached_file
 
@@ -226,7 +241,7 @@ def _read_json(name: str, file: str, source: Mapping[str, Any]) -> Any:
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    return None if path is None else Path(path)
 
 
 def load_tokenizer(name: str, source: dict[str, Any]) -> Any:

@@ -203,7 +203,7 @@ def _check_finite(logits: Floats) -> None:
     if broken.size:
         raise DataError(
             f"{len({int(row) for row in broken[:, 0]})} of {len(logits)} rows have logits that are NaN or infinite. "
-            f"The first is row {broken[0][0]}: {logits[tuple(broken[0])]}. Look at its texts, or at the model's weights."
+            f"The first is row {broken[0][0]}: {logits[tuple(broken[0])]}. Look at its texts and the model's weights."
         )
 
 
@@ -434,7 +434,11 @@ def _gives_logits(model: Any, head: Head) -> bool:
             linear.bias.add_(1)
         expected = 2 * before + (0 if linear.bias is None else 1)
         near = 1e-5 if before.dtype == torch.float32 else 2e-2  # adding 1 rounds
-        return all(torch.allclose(*pair, near, near) for pair in ((doubled, 2 * before), (_probe(model), expected)))
+        # A model whose logits are NaN is told so by those of the rows.
+        return all(
+            torch.allclose(*pair, near, near, equal_nan=True)
+            for pair in ((doubled, 2 * before), (_probe(model), expected))
+        )
 
 
 @contextlib.contextmanager

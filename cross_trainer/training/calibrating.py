@@ -32,6 +32,8 @@ Array: TypeAlias = NDArray[Any]
 DECISIONS = ("accuracy", "f1", "precision", "recall")
 """What decisions at 0.5 are measured by."""
 
+RESAMPLES = 1000  # draws of the bootstrap
+
 
 def calibrate_on(
     model: Any,
@@ -109,9 +111,9 @@ def _measured(
     """A calibration with its figures on the rows that it was fitted on."""
     if relevance_threshold is not None:
         labels = np.where(labels == IGNORED_LABEL, labels, labels >= relevance_threshold)
-    metrics: list[Callable[..., dict[str, float]]] = [calibration_metrics(confidence=confidence)]
+    metrics: list[Callable[..., dict[str, float]]] = [calibration_metrics(confidence=confidence, resamples=RESAMPLES)]
     if found.activation == "sigmoid" and np.isin(labels, (0, 1, IGNORED_LABEL)).all():
-        metrics.append(binary_metrics(threshold=0.5, confidence=confidence))
+        metrics.append(binary_metrics(0.5, confidence=confidence, resamples=RESAMPLES))
     before, calibrated, after = (
         _chosen({key: value for metric in metrics for key, value in metric(EvalPrediction(each, labels)).items()})
         for each in (logits, found.before_threshold(logits), found(logits))

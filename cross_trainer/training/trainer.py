@@ -92,8 +92,8 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         stop_on_nan: Stop training with an error that names the step and the rows where a loss or a gradient is NaN or
             infinite, before the model's weights are. Without it, the step is taken.
         fingerprints: Save 64-bit hashes of the pairs trained on with the model, `trained_rows.npy`, by which
-            `calibrate` refuses such rows. Who has a pair can tell by them that it was trained on. Rows of a stream are known where
-            no workers read it.
+            `calibrate` refuses such rows. Who has a pair can tell by them that it was trained on. Rows of a stream are
+            known where no workers read it.
         model_kwargs: Of a model given by its name: more arguments of `from_pretrained`, such as `revision`, `token`,
             `cache_dir`, `trust_remote_code` or `attn_implementation`. The config and the tokenizer follow those that
             say where to load from.

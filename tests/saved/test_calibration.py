@@ -329,7 +329,7 @@ def test_classes_that_cannot_be_calibrated_on():
         calibrate(model, CLASS_LOGITS, np.full(500, 2))
     with pytest.raises(DataError, match="Row 0: the label is 7, and classes count from 0 to 2"):
         calibrate(model, CLASS_LOGITS, np.full(500, 7))
-    with pytest.raises(DataError, match="Row 0: the label is 0.5"):
+    with pytest.raises(DataError, match=r"Row 0: the label is 0\.5"):
         calibrate(model, CLASS_LOGITS, np.full(500, 0.5))
     with pytest.raises(ConfigurationError, match="threshold='f1' is for one label or several"):
         calibrate(model, CLASS_LOGITS, CLASSES, threshold="f1")

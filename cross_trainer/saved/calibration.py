@@ -156,11 +156,14 @@ class _Outcomes:
     name: str = ""
 
 
-def check_labels(labels: Any, num_labels: int, relevance_threshold: float | None = None) -> None:
-    """Check labels, before a model is run on their rows; arguments and errors as in `calibrate`."""
-    known = _array(labels)
+def check_labels(
+    model: Any, labels: Any, threshold: str | None = None, relevance_threshold: float | None = None
+) -> None:
+    """Check all but logits, before a model is run on the labels' rows; arguments and errors as in `calibrate`."""
+    check_threshold(threshold)
+    known, num_labels = _array(labels), int(model.config.num_labels)
     shape = known.shape if num_labels == 1 or known.ndim > 1 else (len(known), num_labels)
-    _read(np.zeros(shape), known, num_labels, relevance_threshold)
+    _check_threshold_fits(_read(np.zeros(shape), known, num_labels, relevance_threshold), threshold, find_head(model))
 
 
 def _read(logits: Any, labels: Any, num_labels: int, relevance_threshold: float | None) -> list[_Outcomes]:
@@ -170,9 +173,7 @@ def _read(logits: Any, labels: Any, num_labels: int, relevance_threshold: float 
         ConfigurationError: The shapes don't match the model.
         DataError: A logit isn't finite, or labels can't be calibrated on.
     """
-    values, known = _array(logits), _array(labels)
-    if known.shape == (len(values), 1) and num_labels > 1:
-        known = known[:, 0]
+    values, known = (each[:, 0] if each.shape[1:] == (1,) else each for each in (_array(logits), _array(labels)))
     several = num_labels > 1 and values.shape == known.shape and values.shape[1:] == (num_labels,)
     if relevance_threshold is not None:
         if num_labels > 1:
@@ -182,8 +183,8 @@ def _read(logits: Any, labels: Any, num_labels: int, relevance_threshold: float 
         found = [_classes(values, known)]
     elif several:
         found = [_one_label(values[:, at], known[:, at], f" of label {at}") for at in range(num_labels)]
-    elif num_labels == 1 and values.size == known.size and {values.ndim, known.ndim} <= {1, 2}:
-        found = [_one_label(values, known.reshape(values.shape))]
+    elif num_labels == 1 and values.shape == known.shape and values.ndim in {1, 2}:
+        found = [_one_label(values, known)]
     else:
         expected = "[P]" if num_labels == 1 else f"[P, {num_labels}]"
         raise ConfigurationError(
@@ -254,16 +255,8 @@ class _Line:
 
 def _fit(outcomes: list[_Outcomes], threshold: str | None, head: Head) -> Calibration:
     """Temperature, bias and threshold of every label, or of the classes."""
+    _check_threshold_fits(outcomes, threshold, head)
     is_label, has_bias = outcomes[0].is_label, head.linear.bias is not None
-    if threshold is not None and not is_label:
-        raise ConfigurationError(
-            f"threshold={threshold!r} is for one label or several, but this model chooses among classes. Leave it out."
-        )
-    if threshold is not None and not has_bias:
-        raise UnsupportedModelError(
-            f"threshold={threshold!r} shifts logits, but the last layer {head.name!r} has no bias that could hold it. "
-            "Leave threshold out, and compare scores with a threshold of your own."
-        )
     lines = [_fit_line(each, with_shift=is_label and has_bias) for each in outcomes]
     cuts = [0.0 if threshold is None else _find_cut(*pair, threshold) for pair in zip(outcomes, lines, strict=True)]
     moved = [dataclasses.replace(line, shift=line.shift - cut) for line, cut in zip(lines, cuts, strict=True)]
@@ -286,6 +279,24 @@ def _fit(outcomes: list[_Outcomes], threshold: str | None, head: Head) -> Calibr
         calibrated={"log_loss": calibrated},
         after={"log_loss": after},
     )
+
+
+def _check_threshold_fits(outcomes: list[_Outcomes], threshold: str | None, head: Head) -> None:
+    """Check that a threshold can be found for such labels, and moved in such a layer."""
+    if threshold is None:
+        return
+    if not outcomes[0].is_label:
+        raise ConfigurationError(
+            f"threshold={threshold!r} is for one label or several, but this model chooses among classes. Leave it out."
+        )
+    if head.linear.bias is None:
+        raise UnsupportedModelError(
+            f"threshold={threshold!r} shifts logits, but the last layer {head.name!r} has no bias that could hold it. "
+            "Leave threshold out, and compare scores with a threshold of your own."
+        )
+    between = [each.name for each in outcomes if not np.isin(each.targets, (0, 1)).all()]
+    if between:
+        raise DataError(f"threshold={threshold!r} needs labels of 0 and 1, and some{between[0]} lie between.")
 
 
 def _plain(values: list[float]) -> float | tuple[float, ...]:
@@ -347,12 +358,9 @@ def _find_cut(each: _Outcomes, line: _Line, threshold: str) -> float:
     """The calibrated logit at which a label counts as true, midway between those of two rows.
 
     Raises:
-        DataError: Labels aren't 0 and 1.
         ConfigurationError: No threshold has that precision.
     """
     scores, true = line(each)[:, 1], each.targets[:, 1]
-    if not np.isin(true, (0, 1)).all():
-        raise DataError(f"threshold={threshold!r} needs labels of 0 and 1, and some{each.name} lie between.")
     order = np.argsort(-scores)
     ranked = scores[order]
     last = np.append(np.flatnonzero(ranked[1:] < ranked[:-1]), len(ranked) - 1)  # of each run of equal scores

@@ -22,7 +22,7 @@ from cross_trainer.data.labelled import LabelledPairs
 from cross_trainer.data.pairs import Pair
 from cross_trainer.metrics.calibration import KEYS, calibration_metrics
 from cross_trainer.metrics.pairs import binary_metrics
-from cross_trainer.saved.calibration import Calibration, calibrate, check_labels, check_threshold, find_head
+from cross_trainer.saved.calibration import Calibration, calibrate, check_labels, check_threshold
 from cross_trainer.training.losses import MSELoss, to_grid
 from cross_trainer.training.plan import make_plan
 
@@ -61,13 +61,12 @@ def calibrate_on(
         UnsupportedModelError, ConfigurationError: As in `calibrate`.
         DataError: As in `calibrate`; a row can't be read, or a notable share was trained on.
     """
-    check_threshold(threshold)
-    find_head(model)
+    check_threshold(threshold)  # before a row is read
     source = LabelledPairs(rows, columns)
     pairs = list(source)
     labels = source.targets()["labels"]
     if columns.label is not None:  # else there may be negatives to come
-        check_labels(labels, int(model.config.num_labels), relevance_threshold)
+        check_labels(model, labels, threshold, relevance_threshold)
     check_unseen(rows, columns, known)
     logits, references = predict(pairs, labels)
     found = calibrate(model, logits, references, threshold, relevance_threshold=relevance_threshold)

@@ -340,6 +340,8 @@ def test_classes_that_cannot_be_calibrated_on():
 def test_shapes_that_do_not_match(model):
     with pytest.raises(ConfigurationError, match=r"logits \(600,\) and labels \(599,\) don't match"):
         calibrate(model, LOGITS, LABELS[1:])
+    with pytest.raises(ConfigurationError, match=r"logits \(60, 10\) and labels \(10, 60\) don't match"):
+        calibrate(model, LOGITS.reshape(60, 10), LABELS.reshape(10, 60))
     with pytest.raises(ConfigurationError, match=r"aren't those of a model with num_labels=1"):
         calibrate(model, CLASS_LOGITS, CLASSES)
     with pytest.raises(ConfigurationError, match=r"num_labels=3: expected logits \[P, 3\]"):

@@ -231,6 +231,10 @@ def test_what_is_wrong_is_said_before_scoring():
         encoder.calibrate([{"input_ids": [1, 2], "label": 1}, {"input_ids": [1, 2], "label": 0}])
     with pytest.raises(DataError, match=r"Column 'second', row 1: expected a text, found None"):
         encoder.calibrate([rows[0], {**rows[1], "second": None}])
+    with pytest.raises(DataError, match="threshold='f1' needs labels of 0 and 1"):
+        encoder.calibrate(rows_of("real"), threshold="f1")
+    with pytest.raises(ConfigurationError, match="threshold='f1' is for one label or several"):
+        CrossEncoder(build("classes"), tokenizer=build_tokenizer()).calibrate(rows_of("classes"), threshold="f1")
     encoder.model.classifier = torch.nn.Sequential(encoder.model.classifier, torch.nn.Tanh())
     with pytest.raises(UnsupportedModelError, match="logits don't follow its outputs"):
         encoder.calibrate(rows)

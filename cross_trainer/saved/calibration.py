@@ -35,6 +35,7 @@ Floats = NDArray[np.float64]
 
 IGNORED = -100  # the Trainer's padding of labels
 ROUNDING = 0.02  # a change of logits by rounding that is worth a warning: up to half a percent of probability
+FEW = 20  # rows above a threshold that say little about others
 THRESHOLDS = re.compile(r"(f1|accuracy)|(precision|recall)>=(0?\.\d+|1(?:\.0*)?)")
 
 
@@ -380,6 +381,11 @@ def _find_cut(each: _Outcomes, line: _Line, threshold: str) -> float:
             "model."
         )
     chosen = int(best.argmax())
+    if predicted[chosen] < FEW:
+        logger.warning(
+            "threshold=%r%s rests on %d rows above it alone, a recall of %.3f: on others it may be far off.",
+            *(threshold, each.name, predicted[chosen], recall[chosen]),
+        )
     below = ranked[last[chosen] + 1] if chosen + 1 < len(last) else ranked[-1] - np.ptp(ranked) / len(ranked)
     return float(ranked[last[chosen]] / 2 + below / 2)
 

@@ -158,6 +158,13 @@ def test_a_precision_has_the_highest_recall_and_the_other_way_round(model, least
     assert counts(everything(LOGITS))[0] == LABELS.sum()
 
 
+def test_a_threshold_that_rests_on_few_rows_is_told(model, caplog):
+    calibrate(model, LOGITS, LABELS, threshold="recall>=0.5")
+    assert "rests on" not in caplog.text
+    calibrate(model, LOGITS, LABELS, threshold="recall>=0.01")
+    assert "threshold='recall>=0.01' rests on" in caplog.text
+
+
 def test_a_threshold_shifts_and_nothing_else(model):
     plain, moved = calibrate(model, LOGITS, LABELS), calibrate(model, LOGITS, LABELS, threshold="f1")
     assert moved.temperature == plain.temperature

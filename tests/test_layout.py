@@ -16,10 +16,10 @@ PACKAGE = Path(cross_trainer.__file__).parent
 HALL = ["errors", "internals"]
 ROOMS = {
     "data": ["columns", "survey", "pairs", "items", "collator", "grouping", "tables", "splits", "trec"],
-    "metrics": ["report", "pairs", "rankings", "evaluate_modules"],
-    "saved": ["folder", "loading"],
+    "metrics": ["report", "pairs", "rankings", "evaluate_modules", "plots"],
+    "saved": ["folder", "loading", "readme", "usage", "card"],
     "execution": ["dropout", "attention", "padding_free", "token_budget", "view"],
-    "training": ["losses", "plan", "sharding", "trainer", "fitting"],
+    "training": ["losses", "plan", "sharding", "facts", "hub", "trainer", "fitting"],
     "scoring": ["engine", "cross_encoder", "mining"],
     "commands": ["arguments", "partial", "score", "rank", "mine", "train", "evaluate", "cli"],
 }

@@ -24,6 +24,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import datasets
 import numpy as np
@@ -33,7 +34,7 @@ from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, TrainOutput
 
 from cross_trainer.data.collator import NUM_DOCUMENTS, ROW_NUMBERS, PairCollator
 from cross_trainer.data.columns import IGNORED_LABEL, NUM_RELEVANT, Columns, Rows, is_stream
@@ -43,7 +44,11 @@ from cross_trainer.errors import ConfigurationError, DataError, NotFiniteError
 from cross_trainer.execution.padding_free import PaddingFree, enable_padding_free, unpad_indices
 from cross_trainer.execution.token_budget import budgeted_forward, budgeted_step
 from cross_trainer.internals import TrainerSeams, mark_unprepared, replaced
+from cross_trainer.saved.card import CARD, write_card
 from cross_trainer.saved.folder import complete_folder
+from cross_trainer.saved.readme import Readme
+from cross_trainer.training.facts import RunRecord
+from cross_trainer.training.hub import HUB_ERRORS, fetch_card, say_not_uploaded, watch_uploads
 from cross_trainer.training.losses import logits_of, to_grid
 from cross_trainer.training.plan import DataPlan, Plan, default_collator, load_planned, make_plan
 from cross_trainer.training.sharding import fill_batches
@@ -90,6 +95,9 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         model_kwargs: Of a model given by its name: more arguments of `from_pretrained`, such as `revision`, `token`,
             `cache_dir`, `trust_remote_code` or `attn_implementation`. The config and the tokenizer follow those that
             say where to load from.
+        card_examples: How many rows of the training data the model card may show, with their texts cut; 0 for none.
+        card_figures: Draw pictures of the evaluation and the training for the model card. Default: where matplotlib is
+            installed.
         model_init, callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics: As in
         `transformers.Trainer`.
 
@@ -101,6 +109,9 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
 
     # compute_loss_func averages over the whole accumulated batch.
     loss_is_scaled_for_ga = True
+
+    hub_model_id: Any  # a name, or None before there is a repository
+    push_in_progress: Any
 
     def __init__(
         self,
@@ -122,7 +133,12 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         max_tokens: int | None = None,
         stop_on_nan: bool = True,
         model_kwargs: Mapping[str, Any] | None = None,
+        card_examples: int = 3,
+        card_figures: bool | None = None,
     ) -> None:
+        self._record = RunRecord(card_examples, card_figures)
+        self._planned_loaders: WeakKeyDictionary[DataLoader[Any], DataPlan] = WeakKeyDictionary()
+        self._hub_error: Exception | None = None  # why there is no repository
         args = args if args is not None else TrainingArguments("tmp_trainer")
         if isinstance(model, os.PathLike):
             model = os.fspath(model)
@@ -164,6 +180,7 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         self._stop_on_nan = stop_on_nan
         self._losses: list[tuple[torch.Tensor, list[int]]] = []  # of the batches of an update, with their rows
         self._training_rows: MappedItems | StreamedItems | None = None
+        self._planned: DataPlan | None = None  # of the rows that are being loaded
         if model is not None and (train_dataset is not None or eval_dataset is not None):
             self.plan = self._plan_for(model, train_dataset, eval_dataset)
         if isinstance(model, str):
@@ -271,10 +288,11 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
 
     def rows_to_load(self, dataset: Rows, batch_size: int, is_training: bool) -> Rows:
         """Rows with what their columns are for, which the collator reads."""
+        self._planned = None
         collates_pairs = isinstance(self.data_collator, PairCollator)
         if not collates_pairs and (is_training or self.plan is None):
             return dataset
-        planned = self._data_plan(dataset)
+        planned = self._planned = self._data_plan(dataset)
         if not is_training and self.plan is not None and self.plan.chose_metrics:
             self._measure_by(planned.metrics)
         if not collates_pairs:
@@ -328,6 +346,8 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
 
     def loader_made(self, loader: DataLoader[Any], rows: Rows, is_training: bool) -> None:
         """Fill the last batches, where processes would get unequal shares; find the end of a stream's evaluation."""
+        if not is_training and self._planned is not None:
+            self._planned_loaders[loader] = self._planned
         processes = self.accelerator.num_processes
         unequal = processes > 1 and not (is_training and self.args.dataloader_drop_last)
         if unequal and isinstance(rows, MappedItems):
@@ -594,6 +614,10 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             assert output.metrics is not None
             loss = self.compute_loss_func(logits, torch.from_numpy(labels)).item()
             output.metrics[f"{metric_key_prefix}_loss"] = loss
+        planned = self._planned_loaders.get(dataloader)
+        if planned is not None and labels is not None and self.is_world_process_zero():
+            best = self.state.best_global_step
+            self._record.keep(metric_key_prefix, planned, output, metrics, self._model_step, best)
         nothing: Any = None
         return output._replace(predictions=nothing, label_ids=None) if loss_only else output
 
@@ -676,12 +700,142 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
 
     # -- saving --------------------------------------------------------------------------------------------------------
 
+    @property
+    def _model_step(self) -> int:
+        """The step whose model is in memory: the best one, once that has been loaded."""
+        best, loads = self.state.best_global_step, self.args.load_best_model_at_end and not self.is_in_train
+        return best if best and loads and self.state.best_model_checkpoint else self.state.global_step
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save model and tokenizer so that every reader cuts and pads pairs as training did."""
-        super().save_model(output_dir, _internal_call)
-        if self.args.should_save and isinstance(self.data_collator, PairCollator):
-            folder = self._output_dir if output_dir is None else output_dir
+        """Save model and tokenizer so that every reader cuts and pads pairs as training did, and the model card.
+
+        With `push_to_hub=True`, what was saved is uploaded. Where that fails, a warning says so.
+        """
+        folder = self._output_dir if output_dir is None else output_dir
+        before = Readme.read(Path(folder, CARD))  # peft writes one of its own
+        super().save_model(output_dir, True)
+        pushes = self.args.push_to_hub and not _internal_call
+        if self.args.should_save:
+            self._complete(folder, before, quick=_internal_call or pushes)
+        if pushes:
+            try:
+                self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+            except HUB_ERRORS as error:
+                say_not_uploaded("the saved model", folder, error)
+
+    def _complete(self, folder: str, before: Readme | None = None, *, quick: bool) -> None:
+        """Write into a saved model's folder what the Trainer doesn't."""
+        if isinstance(self.data_collator, PairCollator):
             complete_folder(folder, self._config, self.data_collator.tokenizer, self.data_collator.length_limit)
+        if self.is_world_process_zero():
+            self._write_card(folder, before, quick=quick)
+
+    def _write_card(
+        self, folder: str, before: Readme | None = None, given: Mapping[str, Any] | None = None, *, quick: bool = False
+    ) -> None:
+        """Write the model card; what goes wrong there leaves the saved model as it is."""
+        address = self.hub_model_id or Path(folder).resolve().name
+        try:
+            facts = self._record.facts(self, self._model_step, Path(folder), address, quick=quick)
+            write_card(folder, facts.with_names(given or {}), before, given)
+        except Exception:
+            logger.warning("The model card in %s couldn't be written. The model is saved.", folder, exc_info=True)
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,  # noqa: A002
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Write the model card into `output_dir`, from facts; what somebody has edited there stays.
+
+        Args:
+            language: Of the texts, by its code: "en". Unlike the other arguments, it isn't known otherwise, and
+                neither is the license.
+            license: Of the model, by the Hub's name for it: "apache-2.0".
+            tags: More tags.
+            model_name: Instead of the repository's or the folder's.
+            finetuned_from: The base model's id, instead of where it was loaded from.
+            tasks: Its task, instead of "text-ranking" for one label and "text-classification" for more.
+            dataset_tags: Ids of data sets on the Hub.
+            dataset: The name of the evaluation set.
+            dataset_args: The configuration of it.
+        """
+        if not self.is_world_process_zero():
+            return
+        given: dict[str, Any] = {"language": language, "license": license, "tags": tags, "model_name": model_name}
+        given |= {"base_model": finetuned_from, "pipeline_tag": tasks, "datasets": dataset_tags}
+        given |= {"dataset": dataset, "dataset_args": dataset_args}
+        self._write_card(self._output_dir, given={key: value for key, value in given.items() if value is not None})
+
+    # -- the Hub -------------------------------------------------------------------------------------------------------
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repository if it isn't there; where that fails, a warning says so, and training goes on."""
+        try:
+            super().init_hf_repo(token, private)
+            self._hub_error = None
+            if self.hub_model_id is not None:
+                fetch_card(self.hub_model_id, self._output_dir, token or self.args.hub_token)
+        except HUB_ERRORS as error:
+            self._hub_error = error
+            say_not_uploaded("anything yet, as the repository can't be made or read", self._output_dir, error)
+
+    def push_checkpoint(self, folder: str, push: Callable[[str], None]) -> None:
+        """Upload a checkpoint in the background, with all files of the model; a warning says where that fails."""
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        if self.hub_model_id is None:  # the Hub couldn't be reached before
+            self.init_hf_repo()
+        if self.hub_model_id is None:
+            return
+        what, before = f"{Path(folder).name} and its model", list(self._uploads)
+        with replaced(self, processing_class=_Completing(self)):
+            push(folder)
+        watch_uploads([job for job in self._uploads if job not in before], what, self._output_dir)
+
+    @property
+    def _uploads(self) -> list[Any]:
+        """Uploads in the background."""
+        return [] if self.push_in_progress is None else self.push_in_progress.jobs
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Save the model in `output_dir` with its card, and upload it; the arguments are `transformers.Trainer`'s.
+
+        Raises:
+            OSError, RuntimeError: The upload failed. The model is saved, and another call takes the upload up.
+        """
+        if self.is_world_process_zero() and self.hub_model_id is None:
+            self.init_hf_repo(token, private)
+            if self._hub_error is not None:
+                self.save_model(_internal_call=True)
+                self.create_model_card(**kwargs)
+                raise self._hub_error
+        return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+
+
+class _Completing:
+    """Stands in for the tokenizer where the Trainer saves that beside a model to upload: it saves all that belongs."""
+
+    def __init__(self, trainer: CrossEncoderTrainer) -> None:
+        self.trainer = trainer
+
+    def save_pretrained(self, folder: str) -> None:
+        self.trainer._complete(folder, quick=True)  # noqa: SLF001
 
 
 _NOT_FOR_MODELS = (NUM_RELEVANT, NUM_DOCUMENTS, ROW_NUMBERS)

@@ -1,0 +1,65 @@
+"""Uploads that a training survives: what the Hub may raise, and what is said where something wasn't uploaded."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # the release that it uses itself
+
+from cross_trainer.saved.card import CARD
+
+logger = logging.getLogger(__name__)
+
+HUB_ERRORS: tuple[type[Exception], ...] = (OSError, RuntimeError, httpx.HTTPError)
+"""No network, no permission, an upload that was broken off: huggingface_hub has no class for all of them.
+
+A name that can't be a repository's is a ValueError, and ends a training before it starts.
+"""
+
+
+def say_not_uploaded(what: str, folder: str | Path, error: BaseException) -> None:
+    """Warn that something isn't on the Hub, why, and how it gets there."""
+    cause = error.__cause__ or error
+    logger.warning(
+        "Not uploaded to the Hub: %s. Training goes on, and the files are in %s. The next upload takes them along, and "
+        "so does trainer.push_to_hub(). The reason: %s: %s",
+        what,
+        folder,
+        type(cause).__name__,
+        " ".join(str(cause).split()),
+    )
+
+
+def watch_uploads(jobs: Sequence[Future[Any]], what: str, folder: str | Path) -> None:
+    """Warn of uploads in the background that fail, when they do."""
+
+    def told(job: Future[Any]) -> None:
+        try:
+            error = job.exception()
+        except CancelledError as cancelled:
+            error = cancelled
+        if error is not None:
+            say_not_uploaded(what, folder, error)
+
+    for job in jobs:
+        job.add_done_callback(told)
+
+
+def fetch_card(repository: str, folder: str | Path, token: str | bool | None) -> None:
+    """Copy a repository's card into a folder that has none, so that what was edited on the Hub isn't overwritten."""
+    target = Path(folder, CARD)
+    if target.exists():
+        return
+    try:
+        found = hf_hub_download(repository, CARD, token=token)
+    except EntryNotFoundError:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(found, target)

@@ -18,7 +18,7 @@ ROOMS = {
     "data": ["columns", "survey", "pairs", "items", "collator", "grouping", "tables", "splits", "trec"],
     "metrics": ["report", "pairs", "rankings", "evaluate_modules", "plots"],
     "saved": ["folder", "loading", "readme", "usage", "card"],
-    "execution": ["dropout", "attention", "padding_free", "token_budget", "view"],
+    "execution": ["dropout", "attention", "padding_free", "token_budget", "view", "shown"],
     "training": ["losses", "plan", "sharding", "facts", "hub", "trainer", "fitting"],
     "scoring": ["engine", "cross_encoder", "mining"],
     "commands": ["arguments", "partial", "score", "rank", "mine", "train", "evaluate", "cli"],

@@ -8,8 +8,11 @@ folders it has the last part of the name. See `readme.py` for what stays of a ca
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -92,6 +95,7 @@ class EvaluationFacts:
         data: The set.
         metrics: By key, `<key>_low` and `<key>_high` among them where there are intervals.
         confidence: The level of the intervals.
+        resamples: How many bootstrap draws they come from.
         figures: Pictures of it.
     """
 
@@ -99,6 +103,7 @@ class EvaluationFacts:
     data: DataFacts
     metrics: Mapping[str, float]
     confidence: float | None = None
+    resamples: int | None = None
     figures: Sequence[Figure] = ()
 
 
@@ -201,8 +206,6 @@ def write_card(
     facts: CardFacts,
     before: Readme | None = None,
     given: Mapping[str, Any] | None = None,
-    *,
-    keep: bool = False,
 ) -> None:
     """Write README.md into a model's folder.
 
@@ -211,7 +214,6 @@ def write_card(
         facts: What to write.
         before: The README.md that this one follows. Default: the one that is there.
         given: What a user says: keys of the metadata, which stay in later cards, and more "tags".
-        keep: Whether sections and keys that these facts say nothing of stay as they are: the model is the same.
     """
     path = Path(folder, CARD)
     before = Readme.read(path) if before is None else before
@@ -226,7 +228,44 @@ def write_card(
     if "tags" in said:
         more = [said["tags"]] if isinstance(said["tags"], str) else said["tags"]
         said["tags"] = list(dict.fromkeys([*before.metadata.get("tags", []), *keys["tags"], *more]))
-    path.write_text(before.updated(keys, sections(facts), said, keep=keep), encoding="utf-8")
+    path.write_text(before.updated(keys, sections(facts), said), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def never_fatal(folder: str | Path) -> Iterator[None]:
+    """Let a saved model be, whatever goes wrong with its card; a warning says what."""
+    try:
+        yield
+    except Exception:
+        logger.warning("The model card in %s couldn't be written. The model is saved.", folder, exc_info=True)
+
+
+def carry_card(folder: str | Path, read: Callable[[str], Path | None], facts: CardFacts) -> None:
+    """Write the card of a model that is saved again, unchanged: what its card says of it stays true.
+
+    Args:
+        folder: Where the model is saved.
+        read: The path of a file that lies beside the model that was loaded, by its name; None where there is none.
+        facts: What is known without that card.
+    """
+    known = read(CARD)
+    source = Readme() if known is None else Readme.read(known)
+    target = Readme.read(Path(folder, CARD))
+    if source.body and not source.is_ours:
+        if not target.body and known is not None:
+            shutil.copyfile(known, Path(folder, CARD))
+        return
+    if not source.body:
+        write_card(folder, facts, target)
+        return
+    texts = {**source.sections, "usage": sections(facts)["usage"]}
+    before, given = (target, source.added) if target.body else (source, {})
+    Path(folder, CARD).write_text(before.updated(source.generated, texts, given), encoding="utf-8")
+    for path in dict.fromkeys(re.findall(rf"\]\(({FIGURES}/[\w.-]+)\)", "".join(texts.values()))):
+        picture, copy = read(path), Path(folder, path)
+        if picture is not None and not (copy.exists() and copy.samefile(picture)):
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(picture, copy)
 
 
 # -- metadata ----------------------------------------------------------------------------------------------------------
@@ -285,7 +324,11 @@ def _results(facts: CardFacts, evaluation: EvaluationFacts) -> Iterator[Any]:
                 metric_value=value,
                 metric_args=None
                 if interval is None
-                else {"confidence": evaluation.confidence, "interval": list(interval)},
+                else {
+                    "confidence": evaluation.confidence,
+                    "resamples": evaluation.resamples,
+                    "interval": list(interval),
+                },
             )
 
 
@@ -426,7 +469,10 @@ def _evaluation(facts: CardFacts) -> str:
             if wide
             else _table(("metric", "value"), [row[:2] for row in rows])
         )
-        parts += [f"### {_clean(_set_name(each))}", f"{each.data.rows:,} rows.", table, *_pictures(each.figures)]
+        told = f"{each.data.rows:,} rows."
+        if wide:
+            told += f" Intervals are percentiles of {each.resamples:,} bootstrap draws."
+        parts += [f"### {_clean(_set_name(each))}", told, table, *_pictures(each.figures)]
     return "\n\n".join(["## Evaluation", *parts]) if parts else ""
 
 

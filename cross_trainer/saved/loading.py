@@ -214,7 +214,13 @@ def _obstacle(modules: list[Any], reading: dict[str, Any], default: str | None, 
 
 
 def _read_json(name: str, file: str, source: Mapping[str, Any]) -> Any:
-    """A file of a folder or a repository, or None where there is none."""
+    """A JSON file of a folder or a repository, or None where there is none."""
+    path = find_file(name, file, source)
+    return None if path is None else json.loads(path.read_text(encoding="utf-8"))
+
+
+def find_file(name: str, file: str, source: Mapping[str, Any]) -> Path | None:
+    """Where a file of a folder or a repository lies, or None where there is none or the Hub can't be reached."""
     from transformers.utils.hub import cached_file
 
     asked = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
@@ -226,7 +232,7 @@ def _read_json(name: str, file: str, source: Mapping[str, Any]) -> Any:
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    return None if path is None else Path(path)
 
 
 def load_tokenizer(name: str, source: dict[str, Any]) -> Any:

@@ -97,13 +97,26 @@ class Readme:
         """The sections that somebody has changed."""
         return {each["name"] for each in _SECTION.finditer(self.body) if _digest(each["text"]) != each["digest"]}
 
+    @property
+    def sections(self) -> dict[str, str]:
+        """The text of each section, by name."""
+        return {each["name"]: each["text"] for each in _SECTION.finditer(self.body)}
+
+    @property
+    def generated(self) -> dict[str, Any]:
+        """The keys of the metadata that are as they were generated."""
+        return {key: value for key, value in self.metadata.items() if self.digests.get(key) == _value_digest(value)}
+
+    @property
+    def added(self) -> dict[str, Any]:
+        """The keys that somebody has added or changed."""
+        return {key: value for key, value in self.metadata.items() if key not in self.generated}
+
     def updated(
         self,
         metadata: Mapping[str, Any],
         sections: Mapping[str, str],
         given: Mapping[str, Any] | None = None,
-        *,
-        keep: bool = False,
     ) -> str:
         """The text with its generated parts exchanged.
 
@@ -111,40 +124,30 @@ class Readme:
             metadata: Keys to generate. One that is there with another value than was generated stays as it is.
             sections: Texts by name, in the order in which new ones are added at the end.
             given: Keys that a user asks for, which take precedence.
-            keep: Whether generated sections and keys stay that there is nothing new for, instead of being removed.
         """
-        keys = self._metadata(metadata, dict(given or {}), keep)
+        keys = self._metadata(metadata, dict(given or {}))
         known = {each["name"] for each in _SECTION.finditer(self.body)}
 
         def exchanged(match: re.Match[str]) -> str:
             name = match["name"]
-            if name in self.edited or (keep and name not in sections):
+            if name in self.edited:
                 return match[0]
             return _section(name, sections[name]) if name in sections else ""
 
         body = re.sub(r"\n{3,}", "\n\n", _SECTION.sub(exchanged, self.body)) if known else self.body
         added = [_section(name, text) for name, text in sections.items() if name not in known]
         digests = {key: _value_digest(value) for key, value in keys.items() if value == metadata.get(key)}
-        digests |= {
-            key: digest
-            for key, digest in self.digests.items()
-            if key not in self.metadata or (keep and key not in metadata)
-        }
+        digests |= {key: digest for key, digest in self.digests.items() if key not in self.metadata}
         comment = f"<!-- cross_trainer: metadata {json.dumps(digests)} -->"
         return (
             _front(keys) + "\n" + "\n\n".join(part.strip() for part in (body, *added, comment) if part.strip()) + "\n"
         )
 
-    def _metadata(self, generated: Mapping[str, Any], given: dict[str, Any], keep: bool) -> dict[str, Any]:
+    def _metadata(self, generated: Mapping[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         """The keys that stay and those that are new."""
-        changed = {
-            key: value
-            for key, value in self.metadata.items()
-            if self.digests.get(key) != _value_digest(value) or (keep and key not in generated)
-        }
         removed = {key for key in self.digests if key not in self.metadata}
         new = {key: value for key, value in generated.items() if key not in removed and value is not None}
-        return {**new, **changed, **given}
+        return {**new, **self.added, **given}
 
 
 def _digest(text: str) -> str:

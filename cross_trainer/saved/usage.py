@@ -33,14 +33,17 @@ class Usage:
     results: Sequence[Mapping[str, float]] | None = None
 
 
-def pipeline_results(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[dict[str, float]]:
+def pipeline_results(
+    model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]], max_length: int | None = None
+) -> list[dict[str, float]]:
     """What transformers' pipeline gives pairs, with a model that is loaded: {label: score}, best first."""
     from transformers import pipeline
 
     training = model.training
     classify: Any = pipeline("text-classification", model=model, tokenizer=tokenizer, device=model.device)
     model.eval()
-    found = classify([{"text": a, "text_pair": b} for a, b in pairs], truncation=True, top_k=None)
+    limit = {} if max_length is None else {"max_length": max_length}  # as the saved tokenizer has it
+    found = classify([{"text": a, "text_pair": b} for a, b in pairs], truncation=True, top_k=None, **limit)
     model.train(training)
     return [{entry["label"]: float(entry["score"]) for entry in each} for each in found]
 

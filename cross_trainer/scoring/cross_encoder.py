@@ -19,6 +19,7 @@ import logging
 import operator
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
@@ -37,6 +38,7 @@ from cross_trainer.data.pairs import (
 )
 from cross_trainer.errors import ConfigurationError, DataError, UnsupportedModelError, check_whole
 from cross_trainer.execution.padding_free import enable_padding_free
+from cross_trainer.execution.shown import run_usage
 from cross_trainer.execution.view import (
     READS_PADDING,
     compute_head_in_float32,
@@ -46,6 +48,7 @@ from cross_trainer.execution.view import (
     structure,
 )
 from cross_trainer.internals import tensor_state
+from cross_trainer.saved.card import CardFacts, carry_card, never_fatal, write_card
 from cross_trainer.saved.folder import complete_folder, describe_reading, saved_text_columns, saved_truncation
 from cross_trainer.saved.loading import (
     Activation,
@@ -56,12 +59,14 @@ from cross_trainer.saved.loading import (
     choose_max_length,
     default_device,
     describe_activation,
+    find_file,
     load_classifier,
     load_tokenizer,
     padding_side,
     saved_activation,
     with_padding,
 )
+from cross_trainer.saved.usage import NEUTRAL_PAIRS, Usage
 from cross_trainer.scoring.engine import DEFAULT_WINDOW, Scores, ScoringEngine, best_first, identity, with_logits
 
 if TYPE_CHECKING:
@@ -119,6 +124,7 @@ class CrossEncoder:
         activation_fn: From logits [P, C] to scores.
         prompts: Texts by name that sentence-transformers has saved with the model.
         default_prompt_name: The one that is put before the first text of every pair, or None.
+        card_facts: What the model card says of a training by `fit`.
         model_card_data: The newest value of each metric that an evaluator of sentence-transformers has reported, by
             key.
 
@@ -185,6 +191,11 @@ class CrossEncoder:
             )
         self._padding_free, self._compile, self._quantize = padding_free, compile, quantize
         self._view: tuple[list[Any], list[Any], Callable[..., Any]] | None = None
+        self.card_facts: CardFacts | None = None
+        self._origin: tuple[str, dict[str, Any]] | None = None  # whose card is this model's, too
+        if isinstance(model_name_or_path, (str, Path)) and not self._untrained:
+            self._origin = str(model_name_or_path), source
+        self._loaded_weights = self._weights()
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: all but the view, which is made of the model again."""
@@ -564,13 +575,39 @@ class CrossEncoder:
     def save_pretrained(self, folder: str | Path) -> None:
         """Save model, tokenizer, maximal length, activation and prompts for every tool that reads Hugging Face files.
 
+        The model card is written along. A model that hasn't been trained since it was loaded keeps its own.
+
         Args:
             folder: Made if it isn't there.
         """
+        self._save(folder, Path(folder).resolve().name)
+
+    def _save(self, folder: str | Path, address: str) -> None:
+        """Save the model with a card that says where it will be loaded from."""
         describe_reading(self.config, self.truncation)
         describe_activation(self.config, self.activation_fn)
         self.model.save_pretrained(folder)
         complete_folder(folder, self.config, self.tokenizer, self.max_length, self.prompts, self.default_prompt_name)
+        with never_fatal(folder):
+            self._write_card(folder, address)
+
+    def _weights(self) -> list[int]:
+        """Other numbers once a weight has changed in place."""
+        return [tensor_state(parameter)[0] for parameter in self.model.parameters()]
+
+    def _write_card(self, folder: str | Path, address: str) -> None:
+        """Write the model card: the one that the model was loaded with, if it hasn't been trained since."""
+        usage = Usage()
+        if not self._untrained and not self._prompt():
+            usage = run_usage(self.model, self.tokenizer, NEUTRAL_PAIRS, self.max_length, self.truncation)
+        name = address.rpartition("/")[2]
+        if self.card_facts is not None:
+            write_card(folder, replace(self.card_facts, name=name, address=address, usage=usage))
+            return
+        facts = CardFacts(name, self.config, self.max_length, address, truncation=self.truncation, usage=usage)
+        unchanged = self._origin is not None and self._weights() == self._loaded_weights
+        origin, source = self._origin if self._origin is not None and unchanged else ("", {})
+        carry_card(folder, lambda file: find_file(origin, file, source) if origin else None, facts)
 
     def push_to_hub(
         self,
@@ -582,6 +619,8 @@ class CrossEncoder:
         commit_message: str = "Add a cross-encoder",
     ) -> str:
         """Upload what `save_pretrained` writes, in one commit; the repository is made if it isn't there.
+
+        What somebody has edited in the repository's model card stays.
 
         Args:
             repo_id: "user/name".
@@ -595,10 +634,13 @@ class CrossEncoder:
         """
         from huggingface_hub import HfApi
 
+        from cross_trainer.training.hub import fetch_card
+
         api = HfApi(token=token)
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
+            fetch_card(repo, folder, token)
+            self._save(folder, repo)
             commit = api.upload_folder(
                 repo_id=repo, folder_path=folder, revision=revision, commit_message=commit_message
             )

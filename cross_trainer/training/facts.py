@@ -30,9 +30,10 @@ from transformers import TrainingArguments
 import cross_trainer
 from cross_trainer.data.collator import PairCollator, flat_pairs, read_texts
 from cross_trainer.data.columns import Columns, Rows, as_mapping, is_stream, iterate
-from cross_trainer.data.pairs import Pair, check_truncation, encode_pairs, pad_pairs
+from cross_trainer.data.pairs import Pair, encode_pairs
 from cross_trainer.data.survey import Survey, text_lengths
 from cross_trainer.errors import MissingDependencyError, check_whole
+from cross_trainer.execution.shown import run_usage
 from cross_trainer.metrics.plots import Picture, Task, evaluation_pictures, learning_curve
 from cross_trainer.saved.card import (
     FIGURES,
@@ -43,12 +44,12 @@ from cross_trainer.saved.card import (
     Figure,
     TrainingFacts,
 )
-from cross_trainer.saved.loading import saved_activation
-from cross_trainer.saved.usage import NEUTRAL_PAIRS, Usage, pipeline_results
+from cross_trainer.saved.usage import NEUTRAL_PAIRS, Usage
 from cross_trainer.training.plan import DataPlan, Plan
 
 MOST_ROWS = 100_000  # of an evaluation, whose logits are kept for pictures
-MOST_BOOTSTRAPPED = 5_000  # rows, whose intervals take a few seconds
+MOST_BOOTSTRAPPED = 5_000  # rows of a set whose intervals are computed for the card
+RESAMPLED_ROWS = 1_000_000  # of all draws together, which take a second or two
 MEASURED_PAIRS = 1_000  # whose tokens are counted
 CONFIDENCE = 0.95
 CUT = 120  # characters of an example
@@ -204,19 +205,21 @@ class RunRecord:
         self, found: Evaluated, trainer: Any, folder: Path, *, figures: bool, quick: bool
     ) -> EvaluationFacts:
         metrics, confidence = found.metrics, getattr(found.metric, "confidence", None)
+        resamples = getattr(found.metric, "resamples", None)
         is_ours = type(found.metric).__module__.startswith("cross_trainer.metrics") and dataclasses.is_dataclass(
             found.metric
         )
         small = found.logits is not None and len(found.logits) == found.rows <= MOST_BOOTSTRAPPED
         if is_ours and small and confidence is None and not quick:
             confidence = CONFIDENCE
-            metric: Any = dataclasses.replace(found.metric, confidence=confidence)
+            resamples = min(found.metric.resamples, max(200, RESAMPLED_ROWS // found.rows))
+            metric: Any = dataclasses.replace(found.metric, confidence=confidence, resamples=resamples)
             metrics = {**metric(SimpleNamespace(predictions=found.logits, label_ids=found.labels)), **metrics}
         drawn: list[Figure] = []
         if figures and found.logits is not None:
             drawn = _save(folder, _pictures(found, trainer))
         data = dataclasses.replace(source_facts(found.planned.dataset, found.name), rows=found.rows)
-        return EvaluationFacts(found.name, data, metrics, confidence, drawn)
+        return EvaluationFacts(found.name, data, metrics, confidence, resamples, drawn)
 
     def _training(self, trainer: Any, folder: Path, figures: bool) -> TrainingFacts:
         state, best = trainer.state, trainer.state.best_global_step
@@ -243,22 +246,6 @@ class RunRecord:
         rows = [as_mapping(row) for row in itertools.islice(iterate(planned.dataset), min(self.examples, 2))]
         pairs = [(cut(a), cut(b)) for a, b in flat_pairs(read_texts(rows, planned.columns, [""] * len(rows)))]
         return [pair for pair in pairs if all(pair)][:2] or NEUTRAL_PAIRS
-
-
-def run_usage(
-    model: Any, tokenizer: Any, pairs: Sequence[Pair], max_length: int | None, truncation: str = "longest_first"
-) -> Usage:
-    """What a model gives pairs, computed here and by transformers' pipeline."""
-    encoded = encode_pairs(tokenizer, pairs, max_length, check_truncation(truncation))
-    batch = {name: tensor.to(model.device) for name, tensor in pad_pairs(tokenizer, encoded.features).items()}
-    training = model.training
-    model.eval()
-    with torch.no_grad():
-        scores = saved_activation(model.config)(model(**batch).logits.float())
-    model.train(training)
-    shown = scores[:, 0] if scores.shape[1] == 1 else scores
-    results = None if hasattr(model, "peft_config") else pipeline_results(model, tokenizer, pairs)
-    return Usage(pairs, shown.tolist(), results)
 
 
 # -- data --------------------------------------------------------------------------------------------------------------

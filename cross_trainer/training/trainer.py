@@ -44,7 +44,7 @@ from cross_trainer.errors import ConfigurationError, DataError, NotFiniteError
 from cross_trainer.execution.padding_free import PaddingFree, enable_padding_free, unpad_indices
 from cross_trainer.execution.token_budget import budgeted_forward, budgeted_step
 from cross_trainer.internals import TrainerSeams, mark_unprepared, replaced
-from cross_trainer.saved.card import CARD, write_card
+from cross_trainer.saved.card import CARD, never_fatal, write_card
 from cross_trainer.saved.folder import complete_folder
 from cross_trainer.saved.readme import Readme
 from cross_trainer.training.facts import RunRecord
@@ -735,11 +735,9 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
     ) -> None:
         """Write the model card; what goes wrong there leaves the saved model as it is."""
         address = self.hub_model_id or Path(folder).resolve().name
-        try:
+        with never_fatal(folder):
             facts = self._record.facts(self, self._model_step, Path(folder), address, quick=quick)
             write_card(folder, facts.with_names(given or {}), before, given)
-        except Exception:
-            logger.warning("The model card in %s couldn't be written. The model is saved.", folder, exc_info=True)
 
     def create_model_card(
         self,

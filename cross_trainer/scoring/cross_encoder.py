@@ -195,7 +195,7 @@ class CrossEncoder:
         self._origin: tuple[str, dict[str, Any]] | None = None  # whose card is this model's, too
         if isinstance(model_name_or_path, (str, Path)) and not self._untrained:
             self._origin = str(model_name_or_path), source
-        self._loaded_weights = self._weights()
+        self._loaded_weights = self._weights() if self._origin is not None else []
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: all but the view, which is made of the model again."""
@@ -591,9 +591,9 @@ class CrossEncoder:
         with never_fatal(folder):
             self._write_card(folder, address)
 
-    def _weights(self) -> list[int]:
-        """Other numbers once a weight has changed in place."""
-        return [tensor_state(parameter)[0] for parameter in self.model.parameters()]
+    def _weights(self) -> list[float]:
+        """Numbers that training changes. Fused optimisers leave torch's own counters of changes as they are."""
+        return [float(parameter.detach().reshape(-1)[:8].float().sum()) for parameter in self.model.parameters()]
 
     def _write_card(self, folder: str | Path, address: str) -> None:
         """Write the model card: the one that the model was loaded with, if it hasn't been trained since."""

@@ -153,7 +153,7 @@ class RunRecord:
         model = trainer.accelerator.unwrap_model(trainer.model)
         config = model.config
         base, base_on_hub = base_model(config)
-        data = self.data_of(plan, trainer)
+        data = self.data_of(trainer)
         kept: list[EvaluationFacts] = []
         figures = self.figures and not quick
         for each in self._evaluations_of(step, trainer):
@@ -192,8 +192,9 @@ class RunRecord:
             for each in metrics[-1:]
         ]
 
-    def data_of(self, plan: Plan | None, trainer: Any) -> DataFacts | None:
+    def data_of(self, trainer: Any) -> DataFacts | None:
         """What is known of the training data; read once."""
+        plan: Plan | None = trainer.plan
         if plan is None or trainer.train_dataset is None:
             return None
         planned = plan.for_dataset(trainer.train_dataset)
@@ -212,7 +213,7 @@ class RunRecord:
         small = found.logits is not None and len(found.logits) == found.rows <= MOST_BOOTSTRAPPED
         if is_ours and small and confidence is None and not quick:
             confidence = CONFIDENCE
-            resamples = min(found.metric.resamples, max(200, RESAMPLED_ROWS // found.rows))
+            resamples = min(found.metric.resamples, 500, max(200, RESAMPLED_ROWS // found.rows))
             metric: Any = dataclasses.replace(found.metric, confidence=confidence, resamples=resamples)
             metrics = {**metric(SimpleNamespace(predictions=found.logits, label_ids=found.labels)), **metrics}
         drawn: list[Figure] = []

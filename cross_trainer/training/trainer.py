@@ -406,6 +406,9 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self._output_dir)
+        if self.is_world_process_zero():
+            with never_fatal(self._output_dir):
+                self._record.data_of(self)  # here, so that no save has to read rows
         try:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:

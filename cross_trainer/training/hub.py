@@ -28,12 +28,12 @@ def say_not_uploaded(what: str, folder: str | Path, error: BaseException) -> Non
     """Warn that something isn't on the Hub, why, and how it gets there."""
     cause = error.__cause__ or error
     logger.warning(
-        "Not uploaded to the Hub: %s. Training goes on, and the files are in %s. The next upload takes them along, and "
-        "so does trainer.push_to_hub(). The reason: %s: %s",
+        "Not uploaded to the Hub: %s. The reason: %s: %s. The files are in %s, and the next upload takes them along, as "
+        "does trainer.push_to_hub().",
         what,
-        folder,
         type(cause).__name__,
         " ".join(str(cause).split()),
+        folder,
     )
 
 

@@ -724,7 +724,8 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             try:
                 self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
             except HUB_ERRORS as error:
-                say_not_uploaded("the saved model", folder, error)
+                if error is not self._hub_error:  # of which `init_hf_repo` has told
+                    say_not_uploaded("the saved model", folder, error)
 
     def _complete(self, folder: str, before: Readme | None = None, *, quick: bool) -> None:
         """Write into a saved model's folder what the Trainer doesn't."""
@@ -786,7 +787,7 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
                 fetch_card(self.hub_model_id, self._output_dir, token or self.args.hub_token)
         except HUB_ERRORS as error:
             self._hub_error = error
-            say_not_uploaded("anything yet, as the repository can't be made or read", self._output_dir, error)
+            say_not_uploaded("anything, as the repository can't be made or read", self._output_dir, error)
 
     def push_checkpoint(self, folder: str, push: Callable[[str], None]) -> None:
         """Upload a checkpoint in the background, with all files of the model; a warning says where that fails."""

@@ -26,10 +26,10 @@ A name that can't be a repository's is a ValueError, and ends a training before 
 
 def say_not_uploaded(what: str, folder: str | Path, error: BaseException) -> None:
     """Warn that something isn't on the Hub, why, and how it gets there."""
-    cause = error.__cause__ or error
+    cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
     logger.warning(
-        "Not uploaded to the Hub: %s. The reason: %s: %s. The files are in %s, and the next upload takes them along, as "
-        "does trainer.push_to_hub().",
+        "Not uploaded to the Hub: %s. The reason: %s: %s. The files are in %s, and the next upload takes them along, "
+        "as does trainer.push_to_hub().",
         what,
         type(cause).__name__,
         " ".join(str(cause).split()),

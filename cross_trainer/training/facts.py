@@ -150,7 +150,7 @@ class RunRecord:
             quick: Leave out what takes time: pictures, intervals and scores.
         """
         plan: Plan | None = trainer.plan
-        model = trainer.accelerator.unwrap_model(trainer.model)
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
         config = model.config
         base, base_on_hub = base_model(config)
         data = self.data_of(trainer)
@@ -470,7 +470,7 @@ def _run(trainer: Any) -> dict[str, str]:
     told = {"Hardware": hardware(args.device, args.world_size)}
     runtime = next((entry["train_runtime"] for entry in reversed(state.log_history) if "train_runtime" in entry), None)
     if runtime is not None:
-        told["Duration"] = f"{runtime / 60:.1f} minutes" if runtime < 5400 else f"{runtime / 3600:.1f} hours"
+        told["Duration"] = _duration(runtime)
         collator = trainer.data_collator
         pairs = collator.statistics()["pairs"] * args.world_size if isinstance(collator, PairCollator) else 0
         if pairs and runtime:
@@ -483,6 +483,12 @@ def _run(trainer: Any) -> dict[str, str]:
     told["Seed"] = str(args.seed)
     commit = git_commit()
     return told if commit is None else {**told, "Code": f"git commit `{commit}`"}
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} seconds"
+    return f"{seconds / 60:.1f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def hardware(device: torch.device, processes: int) -> str:

@@ -34,7 +34,9 @@ from cross_trainer.data.pairs import Pair, encode_pairs
 from cross_trainer.data.survey import Survey, text_lengths
 from cross_trainer.errors import MissingDependencyError, check_whole
 from cross_trainer.execution.shown import run_usage
+from cross_trainer.metrics.pairs import BinaryMetrics, CorrelationMetrics, MulticlassMetrics, MultilabelMetrics
 from cross_trainer.metrics.plots import Picture, Task, evaluation_pictures, learning_curve
+from cross_trainer.metrics.rankings import RankingMetrics
 from cross_trainer.saved.card import (
     FIGURES,
     MOST_COUNTS,
@@ -51,6 +53,7 @@ MOST_ROWS = 100_000  # of an evaluation, whose logits are kept for pictures
 MOST_BOOTSTRAPPED = 5_000  # rows of a set whose intervals are computed for the card
 RESAMPLED_ROWS = 1_000_000  # of all draws together, which take a second or two
 MEASURED_PAIRS = 1_000  # whose tokens are counted
+BOOTSTRAPPED = (BinaryMetrics, CorrelationMetrics, MulticlassMetrics, MultilabelMetrics, RankingMetrics)
 CONFIDENCE = 0.95
 CUT = 120  # characters of an example
 PERCENTILES = (0, 25, 50, 75, 95, 100)
@@ -207,9 +210,7 @@ class RunRecord:
     ) -> EvaluationFacts:
         metrics, confidence = found.metrics, getattr(found.metric, "confidence", None)
         resamples = getattr(found.metric, "resamples", None)
-        is_ours = type(found.metric).__module__.startswith("cross_trainer.metrics") and dataclasses.is_dataclass(
-            found.metric
-        )
+        is_ours = isinstance(found.metric, BOOTSTRAPPED)
         small = found.logits is not None and len(found.logits) == found.rows <= MOST_BOOTSTRAPPED
         if is_ours and small and confidence is None and not quick:
             confidence = CONFIDENCE
@@ -235,7 +236,8 @@ class RunRecord:
     def _usage(self, trainer: Any, model: Any, plan: Plan | None) -> Usage:
         """Scores of examples, or of pairs that no data set holds; computed by this process alone."""
         pairs = self._shown_pairs(plan, trainer)
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # this process has a part of the weights
+        sharded = any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
+        if sharded or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # this process has a part of the weights
             return Usage(pairs)
         collator = trainer.data_collator
         return run_usage(model, collator.tokenizer, pairs, collator.length_limit, collator.truncation)
@@ -497,6 +499,8 @@ def hardware(device: torch.device, processes: int) -> str:
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{_processor()}, {os.cpu_count()} cores" if device.type == "cpu" else device.type
+    if device.type == "cpu" and processes > 1:
+        return f"{processes} processes on {name}"
     return f"{processes} x {name}" if processes > 1 else name
 
 

@@ -19,6 +19,7 @@ from cross_trainer import (
     ConfigurationError,
     CrossEncoder,
     CrossEncoderTrainer,
+    MissingDependencyError,
     MSELoss,
     binary_metrics,
 )
@@ -366,6 +367,14 @@ def test_a_wrong_number_of_examples(tmp_path, examples):
             processing_class=build_tokenizer(),
             card_examples=examples,
         )
+
+
+def test_figures_without_matplotlib(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    options = {"args": TrainingArguments(str(tmp_path)), "train_dataset": rows(), "processing_class": build_tokenizer()}
+    with pytest.raises(MissingDependencyError, match=r"cross-trainer\[plots\]"):
+        CrossEncoderTrainer(build_model(), card_figures=True, **options)
+    assert not CrossEncoderTrainer(build_model(), **options)._record.figures
 
 
 # -- CrossEncoder ------------------------------------------------------------------------------------------------------

@@ -406,6 +406,7 @@ def _meaning(facts: CardFacts) -> str:
     count, kind, span = facts.config.num_labels, None, None
     if facts.data is not None:
         kind, span = facts.data.kind, facts.data.span
+    positive = f"`{_clean(facts.label_names[0])}`" if facts.label_names else "1"
     scale = "" if span is None else f" The labels of training lie between {span[0]:g} and {span[1]:g}."
     size = "between 0 and 1" if facts.activation == "sigmoid" else "of any size"
     cases = {
@@ -415,7 +416,7 @@ def _meaning(facts: CardFacts) -> str:
         ),
         f"A number {size}: the higher, the more relevant the second text is to the first. The model was trained to "
         "order the documents of one query, so the number is no probability.": facts.graded,
-        "A number between 0 and 1: the probability that the label of the pair is 1.": (
+        f"A number between 0 and 1: the probability that the label of the pair is {positive}.": (
             facts.activation == "sigmoid" and kind == "binary"
         ),
         f"A number between 0 and 1: the higher, the more the pair is what the model was trained to find.{scale}": (

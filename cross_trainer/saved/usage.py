@@ -58,7 +58,7 @@ def usage_section(usage: Usage, address: str, num_labels: int, activation: str, 
         activation: What makes scores of logits, by its short name.
         is_adapter: Whether the folder holds an adapter alone, which other tools read in ways of their own.
     """
-    listed = "".join(f"    ({_quoted(first)}, {_quoted(second)}),\n" for first, second in usage.pairs)
+    listed = "".join(map(_listed, usage.pairs))
     pairs = f"pairs = [\n{listed}]"
     predict = f"model = CrossEncoder({_quoted(address)})\n{pairs}\nprint(model.predict(pairs).round(4).tolist())"
     scores = None if usage.scores is None else _output(str([_rounded(score) for score in usage.scores]))
@@ -126,7 +126,14 @@ def _servers(usage: Usage, address: str, num_labels: int, activation: str) -> It
 
 def _curl(where: str, body: Mapping[str, Any]) -> str:
     text = json.dumps(body, ensure_ascii=False).replace("'", "'\\''")
-    return f"curl 127.0.0.1:{where} -H 'Content-Type: application/json' -d '{text}'"
+    return f"curl 127.0.0.1:{where} -H 'Content-Type: application/json' \\\n  -d '{text}'"
+
+
+def _listed(pair: tuple[str, str]) -> str:
+    """A pair as an entry of a list, over several lines where one is too long to read."""
+    first, second = map(_quoted, pair)
+    line = f"    ({first}, {second}),\n"
+    return line if len(line) <= 88 else f"    (\n        {first},\n        {second},\n    ),\n"
 
 
 def _quoted(text: str) -> str:

@@ -478,7 +478,7 @@ def _run(trainer: Any) -> dict[str, str]:
         if pairs and runtime:
             told["Speed"] = f"{pairs / runtime:,.0f} pairs per second, evaluations included"
     if state.global_step:
-        told["Length"] = f"{state.global_step:,} steps, {state.epoch or 0:.4g} epochs"
+        told["Steps"] = f"{state.global_step:,}, which are {state.epoch or 0:.4g} passes over the data"
     if state.best_global_step and state.best_metric is not None:
         metric = str(args.metric_for_best_model).removeprefix("eval_")
         told["Best checkpoint"] = f"step {state.best_global_step:,}, with {metric} {state.best_metric:.4f}"

@@ -48,7 +48,7 @@ def trained(folder, data=None, held_out=None, model=None, epochs=1.0, arguments=
         train_dataset=data,
         eval_dataset=data if held_out is None else held_out,
         processing_class=build_tokenizer(),
-        **options,
+        **{"card_figures": False, **options},
     )
     trainer.train()
     return trainer
@@ -76,7 +76,7 @@ def run(tmp_path_factory):
         "metric_for_best_model": "roc_auc",
         "learning_rate": 1e-3,
     }
-    trainer = trained(folder, data, data.select(range(20)), arguments=arguments, epochs=2)
+    trainer = trained(folder, data, data.select(range(20)), arguments=arguments, epochs=2, card_figures=True)
     test = data.select(range(20, 40))
     test.info.dataset_name, test._split = "questions.csv", None
     trainer.evaluate(test, metric_key_prefix="test")
@@ -253,7 +253,7 @@ def test_classes_have_their_names(tmp_path):
     data = Dataset.from_dict(
         {"premise": SENTENCES, "hypothesis": SENTENCES[::-1], "label": [0, 1, 2] * 4}, features=features
     )
-    trainer = trained(tmp_path / "nli", data, model=build_model(3))
+    trainer = trained(tmp_path / "nli", data, model=build_model(3), card_figures=True)
     trainer.evaluate()
     trainer.save_model()
     text = card(tmp_path / "nli")
@@ -267,7 +267,7 @@ def test_classes_have_their_names(tmp_path):
 
 def test_rankings_show_the_quality_of_queries(tmp_path):
     data = [{"query": text, "documents": SENTENCES[:4], "labels": [2, 0, 0, 1]} for text in SENTENCES]
-    trainer = trained(tmp_path / "rank", data)
+    trainer = trained(tmp_path / "rank", data, card_figures=True)
     trainer.evaluate()
     trainer.save_model()
     text = card(tmp_path / "rank")

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -219,6 +220,17 @@ def test_offline_mode_ends_no_training(tmp_path, monkeypatch, caplog):
     assert "OfflineModeIsEnabled" in caplog.text
     with pytest.raises(OfflineModeIsEnabled):
         trainer.push_to_hub()
+
+
+def test_an_upload_in_the_background_tells_that_it_failed(tmp_path, monkeypatch, caplog):
+    args = TrainingArguments(str(tmp_path / "pairs"), report_to="none", use_cpu=True)
+    data = [(*pair, 1) for pair in PAIRS]
+    trainer = CrossEncoderTrainer(build_model(), args, train_dataset=data, processing_class=build_tokenizer())
+    trainer.hub_model_id, upload = "somebody/pairs", Future()
+    monkeypatch.setattr("transformers.Trainer.push_to_hub", lambda *_, **__: upload)
+    assert trainer.push_to_hub(blocking=False) is upload
+    upload.set_exception(ConnectionError("gone"))
+    assert "Not uploaded to the Hub: the saved model. The reason: ConnectionError: gone." in caplog.text
 
 
 def test_a_recipe_trains_a_model_and_a_data_set_of_the_hub_and_pushes(hub, tmp_path):

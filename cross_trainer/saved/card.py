@@ -481,7 +481,9 @@ def _data(facts: CardFacts) -> str:
     data = facts.data
     if data is None:
         return ""
-    rows = f"The first {data.rows:,} rows of a stream were looked at." if data.is_sample else f"{data.rows:,} rows."
+    rows = f"{data.rows:,} rows."
+    if data.is_sample:
+        rows = f"a stream, whose first {data.rows:,} rows were looked at." if data.rows else "a stream."
     source = (
         f"[{data.hub_id}](https://huggingface.co/datasets/{data.hub_id})" if data.hub_id else f"`{_clean(data.name)}`"
     )

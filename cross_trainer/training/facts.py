@@ -131,7 +131,7 @@ class RunRecord:
         if not isinstance(logits, np.ndarray) or labels is None:
             logits = labels = None
         else:
-            every = -(-len(logits) // MOST_ROWS)
+            every = max(1, -(-len(logits) // MOST_ROWS))
             thinned = tuple(each[::every] for each in labels) if isinstance(labels, tuple) else labels[::every]
             logits, labels = logits[::every], thinned
         found = Evaluated(name, planned, step, metrics, logits, labels, output.num_samples, metric)
@@ -212,7 +212,7 @@ class RunRecord:
         resamples = getattr(found.metric, "resamples", None)
         is_ours = isinstance(found.metric, BOOTSTRAPPED)
         small = found.logits is not None and len(found.logits) == found.rows <= MOST_BOOTSTRAPPED
-        if is_ours and small and confidence is None and not quick:
+        if is_ours and small and found.rows and confidence is None and not quick:
             confidence = CONFIDENCE
             resamples = min(found.metric.resamples, 500, max(200, RESAMPLED_ROWS // found.rows))
             metric: Any = dataclasses.replace(found.metric, confidence=confidence, resamples=resamples)
@@ -291,7 +291,7 @@ def data_facts(planned: DataPlan, name: str, plan: Plan, examples: int) -> DataF
     finite = math.isfinite(found.minimum) and found.kind in {"real", "list", "margin"}
     return dataclasses.replace(
         source_facts(dataset, name),
-        rows=found.rows,
+        rows=found.rows or (0 if is_stream(dataset) else len(dataset)),  # nobody has read rows for another collator
         is_sample=is_stream(dataset),
         columns={} if columns.shape == "tokens" else roles,
         kind=found.kind,

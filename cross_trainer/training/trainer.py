@@ -406,6 +406,7 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self._output_dir)
+        self._record.evaluations.clear()  # steps are counted anew
         if self.is_world_process_zero():
             with never_fatal(self._output_dir):
                 self._record.data_of(self)  # here, so that no save has to read rows
@@ -819,7 +820,8 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         """Save the model in `output_dir` with its card, and upload it; the arguments are `transformers.Trainer`'s.
 
         Raises:
-            OSError, RuntimeError: The upload failed. The model is saved, and another call takes the upload up.
+            OSError, RuntimeError: The upload failed. The model is saved, and another call takes the upload up. Without
+                `blocking`, a warning says so instead.
         """
         if self.is_world_process_zero() and self.hub_model_id is None:
             self.init_hf_repo(token, private)
@@ -827,7 +829,10 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
                 self.save_model(_internal_call=True)
                 self.create_model_card(**kwargs)
                 raise self._hub_error
-        return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+        upload: Any = super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+        if not blocking and upload is not None:
+            watch_uploads([upload], "the saved model", self._output_dir)
+        return upload
 
 
 class _Completing:

@@ -13,7 +13,7 @@ import yaml
 from conftest import SENTENCES, build_model, build_tokenizer
 from datasets import ClassLabel, Dataset, Features, Value
 from huggingface_hub import ModelCard, metadata_load
-from transformers import BertConfig, TrainingArguments
+from transformers import BertConfig, DataCollatorWithPadding, TrainingArguments
 
 from cross_trainer import (
     ConfigurationError,
@@ -355,6 +355,33 @@ def test_what_goes_wrong_with_a_card_leaves_the_model(tmp_path, monkeypatch, cap
     trainer.save_model()
     assert (tmp_path / "model" / "model.safetensors").exists()
     assert "couldn't be written. The model is saved." in caplog.text
+
+
+@pytest.mark.parametrize("collator", [None, DataCollatorWithPadding(build_tokenizer())])
+def test_tokenised_rows_and_other_collators(tmp_path, collator):
+    tokens = build_tokenizer()(SENTENCES, SENTENCES[::-1])
+    data = Dataset.from_dict({**tokens, "label": [0, 1] * 6})
+    trainer = trained(tmp_path / "tokens", data, data_collator=collator, card_figures=True)
+    trainer.evaluate()
+    trainer.save_model()
+    sections = Readme.read(tmp_path / "tokens" / "README.md").sections
+    assert list(sections) == ["model", "scores", "usage", "evaluation", "data", "training"]
+    assert "12 rows." in sections["data"]
+    assert "Examples" not in sections["data"]
+
+
+def test_an_evaluation_before_another_training_is_forgotten(tmp_path):
+    trainer = trained(tmp_path / "model")
+    trainer.evaluate()
+    trainer.train()
+    trainer.save_model()
+    assert "evaluation" not in Readme.read(tmp_path / "model" / "README.md").sections
+
+
+def test_streams_are_told_as_such(tmp_path):
+    trainer = trained(tmp_path / "model", rows().to_iterable_dataset(), arguments={"max_steps": 1})
+    trainer.save_model()
+    assert "`train`: a stream, whose first 24 rows were looked at." in card(tmp_path / "model")
 
 
 @pytest.mark.parametrize("examples", [-1, 1.5, True])

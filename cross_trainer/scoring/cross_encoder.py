@@ -26,15 +26,11 @@ from cross_trainer.data.fingerprints import Fingerprints, joined
 from cross_trainer.data.pairs import Pair, Truncation, check_truncation, is_single, read_pairs, unique_pairs
 from cross_trainer.errors import ConfigurationError, check_whole, short
 from cross_trainer.execution.view import READS_PADDING
-from cross_trainer.saved.adapters import SETTINGS, adapter_folders, write_model
 from cross_trainer.saved.calibration import Calibration
-from cross_trainer.saved.export import Precision, Target
+from cross_trainer.saved.card import CardFacts
 from cross_trainer.saved.folder import (
-    complete_folder,
-    describe_reading,
     saved_text_columns,
     saved_truncation,
-    write_trained_rows,
 )
 from cross_trainer.saved.hub import push_to_hub
 from cross_trainer.saved.loading import (
@@ -46,7 +42,6 @@ from cross_trainer.saved.loading import (
     check_loaded,
     check_vocabulary,
     choose_max_length,
-    describe_activation,
     load_classifier,
     load_tokenizer,
     load_trained_rows,
@@ -64,9 +59,10 @@ from cross_trainer.scoring.engine import (
     progress,
     with_logits,
 )
-from cross_trainer.scoring.exported import Backend, Export, export_model, load_exported
+from cross_trainer.scoring.exported import Backend, load_exported
 from cross_trainer.scoring.prepared import PreparedModel
 from cross_trainer.scoring.ranking import LongDocuments, cut_documents, read_documents, sort_documents
+from cross_trainer.scoring.saving import Origin, check_has_weights, export, save_for, save_pretrained
 from cross_trainer.spellings import REFUSED, LoadingSpellings, ScoringSpellings, spelled
 
 if TYPE_CHECKING:
@@ -141,6 +137,9 @@ class CrossEncoder:
         activation_fn: From logits [P, C] to scores.
         prompts: Texts by name that can be put before the first text of every pair.
         default_prompt_name: The one that is put there, or None.
+        is_untrained: Whether its head is new.
+        card_facts: What the model card says of a training by `fit`.
+        origin: Where it was loaded from, whose model card is its own until it is trained.
         model_card_data: The newest value of each metric that an evaluator of sentence-transformers has reported, by
             key.
 
@@ -150,6 +149,8 @@ class CrossEncoder:
     """
 
     _trained: Fingerprints | None = None  # looked up when it is asked for
+    _warned = False  # of a head without training
+    card_facts: CardFacts | None = None
 
     @spelled(REFUSED["CrossEncoder"])
     def __init__(
@@ -200,11 +201,16 @@ class CrossEncoder:
                 "one is given. Load that with them."
             )
         if backend != "torch":
-            compiled = True if compile else None
             on_gpu = None if device is None or torch.device(device).type == "cpu" else device
-            needs_torch: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "compile": compiled, "device": on_gpu}
             file_name = agreed("file_name", file_name, "model_kwargs", model_kwargs.pop("file_name", None))
-            needs_torch |= {"model_kwargs": model_kwargs or None, "config_kwargs": config_kwargs or None}
+            needs_torch = {
+                "dtype": dtype,
+                "quantize": quantize,
+                "compile": compile or None,
+                "device": on_gpu,
+                "model_kwargs": model_kwargs or None,
+                "config_kwargs": config_kwargs or None,
+            }
             loaded = load_exported(model_name_or_path, num_labels, backend, file_name, source, needs_torch)
             if tokenizer is None:
                 tokenizer = load_tokenizer(str(model_name_or_path), {**source, **tokenizer_kwargs})
@@ -223,7 +229,7 @@ class CrossEncoder:
         if backend == "torch" and file_name is not None:
             raise ConfigurationError(f'file_name={file_name!r} names an exported file: pass backend="onnx" with it.')
         self.backend: Backend = backend
-        model, self._untrained = loaded.model, loaded.is_new
+        model, self.is_untrained = loaded.model, loaded.is_new
         self._source = {key: value for key, value in source.items() if key != "token"}  # which no pickle may hold
         self.prompts = {**loaded.prompts, **(prompts or {})}
         self.default_prompt_name = loaded.default_prompt_name if default_prompt_name is None else default_prompt_name
@@ -243,6 +249,8 @@ class CrossEncoder:
         self.model_card_data = _ReportedMetrics()
         self.max_tokens = MAX_TOKENS.get(self.device.type, 4096) if max_tokens is None else max_tokens
         check_whole("max_tokens", self.max_tokens)
+        is_named = isinstance(model_name_or_path, (str, Path)) and not self.is_untrained and backend == "torch"
+        self.origin = Origin.of(model, str(model_name_or_path), self._source) if is_named else None
 
     @property
     def config(self) -> PretrainedConfig:
@@ -331,7 +339,7 @@ class CrossEncoder:
         rows = list(self._read([pairs] if single else pairs, columns, prefix))
         distinct, places = unique_pairs(rows)
         self._place(device)
-        engine = self._engine(batch_size, distributed, devices)
+        engine = self.engine(batch_size, distributed, devices)
         shown = False if distributed and process_of_all()[0] else show_progress_bar
         with progress(shown, len(distinct)) as advance:
             parts = list(engine.score(distinct, chosen, symmetric=symmetric, distinct=True, on_batch=advance))
@@ -408,7 +416,7 @@ class CrossEncoder:
             Scores [W, C] of W = `window` rows, fewer in the last one.
         """
         prompt = self._prompt(symmetric=symmetric)
-        engine, chosen = self._engine(batch_size, distributed, devices), self._activation(activation)
+        engine, chosen = self.engine(batch_size, distributed, devices), self._activation(activation)
         for scores in engine.score(self._read(rows, columns, prompt), chosen, symmetric=symmetric, window=window):
             yield scores.reshape(len(scores), -1)
 
@@ -497,23 +505,24 @@ class CrossEncoder:
             for index in order[:top_k]
         ]
 
-    def _engine(
+    def engine(
         self,
         batch_size: int | None = None,
         distributed: bool = False,
         devices: Sequence[str | torch.device] | None = None,
     ) -> ScoringEngine:
+        """How pairs are scored; arguments as in `predict`."""
         if batch_size is not None:
             check_whole("batch_size", batch_size)
-        if self._untrained:
+        if self.is_untrained and not self._warned:
             logger.warning(
                 "The classification head of %s is new: its scores mean nothing before training.",
                 self.config.name_or_path,
             )
-            self._untrained = False
+            self._warned = True
         pad = self.tokenizer.pad_token_id
         if devices is not None:
-            self._check_has_weights("devices=")
+            check_has_weights(self, "devices=")
         view = self._prepared.of(self.model, pad) if self.backend == "torch" else self.model
         models = [(view, self.device)]
         (model, device), *replicas = models if devices is None else self._prepared.on(devices, self.model, pad)
@@ -536,7 +545,7 @@ class CrossEncoder:
         check_device(device)
         if device is not None and self.backend != "torch":
             if torch.device(device).type != "cpu":
-                self._check_has_weights(f"device={device!r}")
+                check_has_weights(self, f"device={device!r}")
         elif device is not None:
             cast("Any", self.model).to(device)
         self._prepared.check(self.device)
@@ -625,7 +634,7 @@ class CrossEncoder:
         """
         from cross_trainer.training.fitting import FitSettings, fit
 
-        self._check_has_weights("fit()")
+        check_has_weights(self, "fit()")
         if self._prompt():
             raise ConfigurationError(
                 f"fit() trains on the texts as they are, but the model puts the prompt {self.default_prompt_name!r} "
@@ -650,7 +659,7 @@ class CrossEncoder:
             show_progress_bar,
             seed,
         )
-        self._untrained = False
+        self.is_untrained = False
         fit(self, train_dataloader, settings, keep_activation=self._activation_given)
 
     def calibrate(
@@ -686,7 +695,7 @@ class CrossEncoder:
         """
         from cross_trainer.training.calibrating import calibrate_scores
 
-        self._check_has_weights("calibrate()")
+        check_has_weights(self, "calibrate()")
         found = calibrate_scores(self, rows, columns, batch_size, threshold, relevance_threshold, confidence)
         self.activation_fn = saved_activation(self.config)
         return found
@@ -704,92 +713,9 @@ class CrossEncoder:
 
     # -- saving --------------------------------------------------------------------------------------------------------
 
-    @spelled(REFUSED["save_pretrained"])
-    def save_pretrained(self, folder: str | Path, *, merge_adapters: bool = False) -> None:
-        """Save model, tokenizer, maximal length, activation and prompts for every tool that reads Hugging Face files.
-
-        `save` is the same.
-
-        Args:
-            folder: Made if it isn't there.
-            merge_adapters: Save a plain classifier with the adapters of peft in its weights; the model in memory stays
-                as it is. Without it, the folder holds the active adapter, and names its base model.
-
-        Raises:
-            ConfigurationError: The folder can't hold the model, or there are no adapters to merge.
-            UnsupportedModelError: The adapters can't be merged.
-        """
-        self._check_has_weights("save_pretrained()")
-        self._describe()
-        write_model(self.model, folder, merge_adapters)
-        for place in [Path(folder)] if merge_adapters else adapter_folders(self.model, folder):
-            self._complete(place)
-
-    save = save_pretrained
-
-    def _describe(self) -> None:
-        """Write into the config how pairs are read and scored."""
-        describe_reading(self.config, self.truncation)
-        describe_activation(self.config, self.activation_fn)
-
-    def _complete(self, folder: str | Path) -> None:
-        """Write the tokenizer and what else the folder of a model or of a config lacks."""
-        complete_folder(folder, self.config, self.tokenizer, self.max_length, self.prompts, self.default_prompt_name)
-        write_trained_rows(folder, self.trained_rows())
-
-    def _check_has_weights(self, what: str) -> None:
-        if self.backend != "torch":
-            raise ConfigurationError(
-                f'{what} needs the weights of torch, but the model was loaded with backend="{self.backend}". Load it '
-                "without."
-            )
-
-    def export(
-        self,
-        folder: str | Path,
-        to: Target = "onnx",
-        precision: Precision = "fp32",
-        *,
-        pairs: Sequence[Pair] | None = None,
-    ) -> Export:
-        """Write the model as ONNX or OpenVINO, for `CrossEncoder(folder, backend=...)` and other tools to score with.
-
-        The scores of pairs of several lengths are compared with torch's. The file lies where
-        `saved.export.EXPORTED` says, and reads any number of pairs and tokens.
-
-        Args:
-            folder: The model's own, to which the file is added; or another one, in which config and tokenizer are
-                saved along.
-            to: "onnx" or "openvino".
-            precision: "fp32"; "int8" with 8-bit weights; "bf16", for OpenVINO, in half the space and computed in
-                bfloat16 where the processor has it.
-            pairs: What to compare scores on. Default: English questions and answers from 5 tokens to as many as the
-                model takes, but at most 2048.
-
-        Returns:
-            The file, and how far its logits and scores are from torch's. In float32 they may differ by a thousandth;
-                otherwise nothing is written.
-
-        Raises:
-            ConfigurationError: There is no such format or precision.
-            MissingDependencyError: The extra `export` isn't installed.
-            UnsupportedModelError: The model can't be exported, or scores otherwise afterwards.
-        """
-        self._check_has_weights("export()")
-        target, own = Path(folder), Path(self.config.name_or_path or "?")
-        if (target / SETTINGS).is_file():
-            raise ConfigurationError(
-                f"{folder} holds an adapter, beside which readers would take the export's config.json for a whole "
-                "model's. Export to another folder."
-            )
-        exported = export_model(self.model, self._engine(), self.activation_fn, target, to, precision, pairs)
-        if not (own.is_dir() and own.samefile(target)):
-            self._describe()
-            self.config.architectures = [type(getattr(self.model, "get_base_model", lambda: self.model)()).__name__]
-            self.config.save_pretrained(target)
-            self._complete(target)
-        return exported
-
+    save_pretrained = save = save_pretrained
+    save_for = save_for
+    export = export
     push_to_hub = push_to_hub
 
 

@@ -2,9 +2,9 @@
 
     python recipes/interop/folders.py output/interop
 
-The pairs are 4 queries with 10 documents each: short texts and texts past every limit, empty ones, scripts, emoji, special
-tokens written out. The small models have random weights and read 128 tokens at most, though they have positions for 512;
-the binary one starts from a pretrained MiniLM and reads 512.
+The pairs are 4 queries with 10 documents each: short texts and texts past every limit, empty ones, scripts, emoji,
+special tokens written out. The small models have random weights and read 128 tokens at most, though they have positions
+for 512; the binary one starts from a pretrained MiniLM and reads 512.
 
     FOLDER/pairs.json     [[query, document, what is special about them], ...]
     FOLDER/KIND/          the model's folder, as saved
@@ -87,7 +87,9 @@ def tiny(family: str, tokenizer_class: str, sizes: dict[str, Any] = ENCODER, num
         )
     tokenizer.model_max_length = 128
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "cls", "sep")}
+    special = {
+        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "cls", "sep")
+    }
     config = AutoConfig.for_model(family, **sizes, **special, num_labels=num_labels)
     return AutoModelForSequenceClassification.from_config(config), tokenizer
 

@@ -1,12 +1,12 @@
-"""What other tools make of saved models: kinds of model by tools that read them, as a Markdown table.
+"""What other tools make of saved models: tools by the kinds of model that they read, as a Markdown table.
 
     python recipes/interop/matrix.py output/interop --environments ~/.cache/interop
     python recipes/interop/matrix.py output/interop --only haystack flashrank
     python recipes/interop/matrix.py output/interop --table
 
-It makes the folders (`folders.py`), an environment for each tool, has every tool score the same pairs (`readers.py`), and
-prints how far the scores are from those that the trained model gave in memory. About 12 GB and half an hour. Environments take
-packages by pip's own configuration: let it prefer torch's builds for CPUs.
+It makes the folders (`folders.py`), an environment for each tool, has every tool score the same pairs (`readers.py`),
+and prints how far the scores are from those that the trained model gave in memory. The environments take about 12 GB.
+Packages come as pip is configured: let it prefer torch's builds for CPUs. transformers.js needs node and npm.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ import numpy as np
 
 HERE = Path(__file__).parent
 TORCH = "torch==2.13.0"
+ST = "sentence-transformers==6.2.0 peft==0.21.2"
 REQUIREMENTS = {
-    "transformers": f"{TORCH} transformers==5.23.0 sentence-transformers==6.2.0 peft==0.21.2",
-    "transformers_4": f"{TORCH} transformers==4.57.6 sentence-transformers==5.7.0 peft==0.17.1",
+    "transformers": f"{TORCH} transformers==5.23.0 {ST}",
+    "transformers_4": f"{TORCH} transformers==4.57.6 sentence-transformers[train]==5.7.0 peft",
     "runtimes": "onnxruntime==1.32.0 openvino==2026.4.1 tokenizers==0.23.3",
     "onnx": f"{TORCH} sentence-transformers[onnx]==6.2.0",
-    "langchain": f"{TORCH} langchain-community==0.4.2 sentence-transformers==6.2.0",
-    "llama_index": f"{TORCH} llama-index-core==0.14.25 llama-index-postprocessor-sbert-rerank==0.6.0",
-    "haystack": f"{TORCH} haystack-ai==3.4.1 sentence-transformers-haystack==2.0.0",
+    "langchain": f"{TORCH} langchain-community==0.4.2 {ST}",
+    "llama_index": f"{TORCH} llama-index-core==0.14.25 llama-index-postprocessor-sbert-rerank==0.6.0 {ST}",
+    "haystack": f"{TORCH} haystack-ai==3.4.1 sentence-transformers-haystack==2.0.0 {ST}",
     "rerankers": f"{TORCH} rerankers[transformers]==0.10.0",
     "fastembed": "fastembed==0.9.1",
     "flashrank": "flashrank==0.2.10",
@@ -40,6 +41,10 @@ REQUIREMENTS = {
     "transformers_js": "@huggingface/transformers@4.3.1",
 }
 """What is installed into the environment of each tool; the last one by npm."""
+
+
+TOLERANCE = 1e-5
+"""What is more than this is a difference to explain."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,8 @@ TOOLS = {
     "fastembed": Tool("fastembed", "fastembed"),
     "flashrank": Tool("FlashRank", "flashrank"),
     "transformers_js": Tool("transformers.js", "transformers_js"),
+    "text_embeddings_inference": Tool("text-embeddings-inference, by its schema", "transformers"),
+    "vllm": Tool("vLLM, by its schema", "transformers"),
 }
 KINDS = {
     "binary": "binary, MiniLM",
@@ -127,40 +134,51 @@ def run(reader: str, folders: Path, environments: Path) -> None:
 def describe(found: dict[str, Any], expected: dict[str, Any], groups: list[str]) -> str:
     """A cell: what a tool's numbers are, and the largest difference from ours, of all pairs or of all but some."""
     if "error" in found:
-        return found["error"]
-    logits = np.array(expected["logits"])
-    shifted = np.exp(logits - logits.max(-1, keepdims=True)) if logits.ndim > 1 else np.ones_like(logits)
+        return "no"
+    logits, scores = np.array(expected["logits"]), np.array(found["scores"])
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
     meanings = {
         "": np.array(expected["scores"]),
         "logits": logits,
         "sigmoid": 1 / (1 + np.exp(-logits)),
-        "softmax": shifted / shifted.sum(-1, keepdims=True),
+        "softmax": powers / powers.sum(-1, keepdims=True),
     }
-    scores = np.array(found["scores"])
-    cells = []
-    for name, meant in meanings.items():
-        if scores.shape != meant.shape:
-            continue
-        differences = np.abs(scores - meant).reshape(len(scores), -1).max(-1)
-        odd = {group for group, difference in zip(groups, differences, strict=True) if difference > 1e-5}
-        rest = [difference for group, difference in zip(groups, differences, strict=True) if group not in odd]
-        if rest:
-            but = ", ".join(f"{group or 'plain'} {differences[np.array(groups) == group].max():.0e}" for group in sorted(odd))
-            cells.append((len(odd), f"{name} {max(rest):.0e}{f' (but {but})' if odd else ''}".strip()))
-    return min(cells, key=lambda cell: cell[0])[1] if cells else f"other, shape {scores.shape}"
+    if scores.ndim < logits.ndim:  # some tools know one number alone
+        meanings = {f"class 1, {name}".strip(", "): meant[:, 1] for name, meant in meanings.items()}
+    cells = [cell for name, meant in meanings.items() if (cell := _compare(name, scores, meant, groups))]
+    return min(cells)[1] if cells else "other numbers"
+
+
+def _compare(name: str, scores: np.ndarray, meant: np.ndarray, groups: list[str]) -> tuple[int, str] | None:
+    """How many groups of pairs differ, and a cell, if it isn't all of them."""
+    if scores.shape != meant.shape:
+        return None
+    differences = np.abs(scores - meant).reshape(len(scores), -1).max(-1)
+    largest = {group: max(differences[np.array(groups) == group]) for group in dict.fromkeys(groups)}
+    odd = {group: difference for group, difference in largest.items() if difference > TOLERANCE}
+    if len(odd) == len(largest):
+        return None
+    rest = max(difference for group, difference in largest.items() if group not in odd)
+    return len(odd), f"{name} {rest:.0e}".strip() + (f"; not {', '.join(odd)}" if odd else "")
 
 
 def table(folders: Path) -> str:
-    """A row for each kind of model, a column for each tool that has run."""
-    groups = [group for _, _, group in json.loads((folders / "pairs.json").read_text())]
-    results = {name: json.loads(path.read_text()) for name in TOOLS if (path := folders / "results" / f"{name}.json").is_file()}
-    heads = [f"{TOOLS[name].title} {result['version']}" for name, result in results.items()]
-    lines = [["", *heads], ["---"] * (len(heads) + 1)]
-    for kind, title in KINDS.items():
-        expected = json.loads((folders / f"{kind}.json").read_text())
-        cells = [describe(result["kinds"][kind], expected, groups) for result in results.values()]
-        lines.append([title, *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    """A row for each tool that has run, a column for each kind of model, and the errors below."""
+    groups = [group or "plain" for _, _, group in json.loads((folders / "pairs.json").read_text())]
+    expected = {kind: json.loads((folders / f"{kind}.json").read_text()) for kind in KINDS}
+    lines, errors = [["", *KINDS.values()], ["---"] * (len(KINDS) + 1)], []
+    for name, tool in TOOLS.items():
+        path = folders / "results" / f"{name}.json"
+        if not path.is_file():
+            continue
+        result = json.loads(path.read_text())
+        title = f"{tool.title} {result['version']}".strip()
+        lines.append([title, *(describe(result["kinds"][kind], expected[kind], groups) for kind in KINDS)])
+        reasons = {kind: result["kinds"][kind].get("error") for kind in KINDS}
+        for reason in dict.fromkeys(filter(None, reasons.values())):
+            kinds = [KINDS[kind] for kind, found in reasons.items() if found == reason]
+            errors.append(f"- {title}: {', '.join(kinds)}: {reason}")
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *errors])
 
 
 def main() -> None:

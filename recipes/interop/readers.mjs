@@ -22,7 +22,7 @@ for (const name of readdirSync(root).filter((name) => existsSync(`${root}/${name
   try {
     kinds[name] = { scores: await read(name) };
   } catch (error) {
-    kinds[name] = { error: String(error).split('\n')[0].slice(0, 200) };
+    kinds[name] = { error: String(error).replaceAll(`${root}/${name}`, 'FOLDER').replace(/\s+/g, ' ').slice(0, 120) };
   }
 }
 mkdirSync(`${root}/results`, { recursive: true });

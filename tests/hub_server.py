@@ -25,6 +25,7 @@ class Hub:
         self.repositories: dict[tuple[str, str], dict[str, bytes]] = {}
         self.created: list[dict[str, Any]] = []
         self.commits: list[dict[str, Any]] = []
+        self.branches = {"main"}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -72,7 +73,13 @@ class _Handler(BaseHTTPRequestHandler):
             for entry in entries[1:]:
                 content = base64.b64decode(entry["value"]["content"])
                 self.hub.repositories[found["kind"], found["name"]][entry["value"]["path"]] = content
-            self._json({"commitUrl": f"{self.hub.url}/{found['name']}/commit/{COMMIT}", "commitOid": COMMIT})
+            answer = {"commitUrl": f"{self.hub.url}/{found['name']}/commit/{COMMIT}", "commitOid": COMMIT}
+            if "create_pr=1" in urlsplit(self.path).query:
+                answer["pullRequestUrl"] = f"{self.hub.url}/{found['name']}/discussions/1"
+            self._json(answer)
+        elif found := re.fullmatch(rf"/api/{REPOSITORY}/branch/(?P<branch>.+)", path):
+            self._json({}, 409 if found["branch"] in self.hub.branches else 200)
+            self.hub.branches.add(found["branch"])
         elif found := re.fullmatch(rf"/api/{REPOSITORY}/paths-info/.+", path):
             files = self.hub.repositories.get((found["kind"], found["name"]), {})
             asked = re.findall(r"paths=([^&]+)", unquote(body.decode())) or json.loads(body or b"{}").get("paths", [])

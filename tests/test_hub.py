@@ -30,6 +30,14 @@ scores = back.predict(json.loads(sys.argv[2])).tolist()
 print(json.dumps({"address": address, "scores": scores, "length": back.max_length}))
 """
 
+PROPOSE = """
+import sys
+from cross_trainer import CrossEncoder
+encoder = CrossEncoder(sys.argv[1], device="cpu")
+encoder.push_to_hub("somebody/pairs", "hf_secret", revision="try")
+print(encoder.push_to_hub("somebody/pairs", "hf_secret", create_pr=True, commit_description="Better ones"))
+"""
+
 
 @pytest.fixture
 def hub():
@@ -76,6 +84,18 @@ def test_a_model_goes_up_in_one_commit_and_comes_back(hub, tmp_path):
     assert {"config.json", "model.safetensors", "tokenizer.json", "sentence_bert_config.json"} <= set(
         hub.repositories["models", "somebody/pairs"]
     )
+
+
+def test_a_model_goes_to_a_new_branch_or_a_pull_request(hub, tmp_path):
+    CrossEncoder(build_model(), tokenizer=build_tokenizer()).save_pretrained(tmp_path / "model")
+    done = run(hub, tmp_path / "cache", "-c", PROPOSE, str(tmp_path / "model"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == f"{hub.url}/somebody/pairs/discussions/1"
+    assert hub.branches == {"main", "try"}
+    assert [(commit["summary"], commit["description"]) for commit in hub.commits] == [
+        ("Add a cross-encoder", ""),
+        ("Add a cross-encoder", "Better ones"),
+    ]
 
 
 def test_a_recipe_trains_a_model_and_a_data_set_of_the_hub_and_pushes(hub, tmp_path):

@@ -13,14 +13,14 @@ from transformers import Trainer
 import cross_trainer
 
 PACKAGE = Path(cross_trainer.__file__).parent
-HALL = ["errors", "internals"]
+HALL = ["errors", "internals", "spellings"]
 ROOMS = {
     "data": ["columns", "survey", "pairs", "items", "collator", "grouping", "tables", "splits", "trec"],
     "metrics": ["report", "pairs", "rankings", "evaluate_modules"],
-    "saved": ["folder", "loading"],
+    "saved": ["folder", "loading", "hub"],
     "execution": ["dropout", "attention", "padding_free", "token_budget", "view"],
     "training": ["losses", "plan", "sharding", "trainer", "fitting"],
-    "scoring": ["engine", "cross_encoder", "mining"],
+    "scoring": ["engine", "prepared", "ranking", "cross_encoder", "mining"],
     "commands": ["arguments", "partial", "score", "rank", "mine", "train", "evaluate", "cli"],
 }
 """Each file imports from those before it in its own room, and from the rooms before its own."""

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from cross_trainer.errors import ConfigurationError
+from cross_trainer.errors import ConfigurationError, short
 from cross_trainer.saved.folder import (
     ACTIVATION_CLASSES,
     activation_path,
@@ -55,7 +55,13 @@ class Loaded:
 
 
 def load_classifier(
-    name: str, num_labels: int | None, dtype: torch.dtype | None, use_safetensors: bool, source: dict[str, Any]
+    name: str,
+    num_labels: int | None,
+    dtype: torch.dtype | None,
+    use_safetensors: bool,
+    source: dict[str, Any],
+    model_kwargs: Mapping[str, Any] | None = None,
+    config_kwargs: Mapping[str, Any] | None = None,
 ) -> Loaded:
     """Load a saved model as a sequence classifier.
 
@@ -65,14 +71,25 @@ def load_classifier(
         dtype: Of the weights; None for the saved one.
         use_safetensors: Refuse pickles.
         source: Where to load from and what to trust: arguments of `from_pretrained`.
+        model_kwargs: More of them for the weights, which come before `source`.
+        config_kwargs: Settings of the config, and more arguments for loading it, which come before `source`.
 
     Raises:
         ConfigurationError: No classification head is saved, and no `num_labels` asks for a new one; its modules aren't
-            those of a plain classifier; or the only weights are pickles, and they are refused.
+            those of a plain classifier; the only weights are pickles, and they are refused; or the config has no such
+            setting.
     """
     from transformers import AutoConfig
 
-    config: Any = AutoConfig.from_pretrained(name, **source)
+    _check_model_kwargs(model_kwargs or {}, dtype)
+    weights_source, source = {**source, **(model_kwargs or {})}, {**source, **(config_kwargs or {})}
+    config, unknown = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **source)
+    if unknown:
+        setting, value = next(iter(unknown.items()))
+        raise ConfigurationError(
+            f"config_kwargs={{{setting!r}: {value!r}}}: {type(config).__name__} has no such setting, so it would "
+            "change nothing."
+        )
     told = SentenceTransformersFiles.read(name, source)
     is_classifier = told.obstacle is None and has_head(config)
     if num_labels is None and not is_classifier:
@@ -83,7 +100,7 @@ def load_classifier(
         if _says_its_labels(name, source):
             forget_scores(config)
         config.num_labels = num_labels
-    model, missing = _load_weights(name, config, dtype, use_safetensors, num_labels is not None, source)
+    model, missing = _load_weights(name, config, dtype, use_safetensors, num_labels is not None, weights_source)
     if missing and num_labels is None:
         raise ConfigurationError(_no_head(name, f"no weights for {', '.join(sorted(missing)[:3])}"))
     if missing:
@@ -95,6 +112,26 @@ def load_classifier(
             "AutoModelForSequenceClassification and pass it together with its tokenizer."
         )
     return Loaded(model, False, told.max_length, told.prompts, told.default_prompt_name)
+
+
+_OF_CROSS_ENCODER = {
+    "config": "pass config_kwargs, or load the model yourself and pass it with its tokenizer.",
+    "num_labels": "pass num_labels to CrossEncoder.",
+    "output_loading_info": "load the model yourself and pass it with its tokenizer.",
+    **dict.fromkeys(
+        ("file_name", "provider", "export"), "it belongs to ONNX and OpenVINO, and these weights are PyTorch's."
+    ),
+}
+"""Entries that `model_kwargs` can't have, and what to do instead."""
+
+
+def _check_model_kwargs(model_kwargs: Mapping[str, Any], dtype: torch.dtype | None) -> None:
+    for key, value in model_kwargs.items():
+        advice = _OF_CROSS_ENCODER.get(key)
+        if key in {"dtype", "torch_dtype"} and dtype is not None and as_dtype(value) != dtype:
+            advice = f"it contradicts dtype={dtype}. Give one of them."
+        if advice is not None:
+            raise ConfigurationError(f"model_kwargs={{{key!r}: {short(value)}}}: {advice}")
 
 
 def _says_its_labels(name: str, source: dict[str, Any]) -> bool:
@@ -111,18 +148,15 @@ def _load_weights(
     """The model, and the names of its weights that the files don't hold."""
     from transformers import AutoModelForSequenceClassification
 
+    options = {"use_safetensors": use_safetensors, "ignore_mismatched_sizes": True, **source}
+    if dtype is not None:
+        options["dtype"] = dtype
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            name,
-            config=config,
-            use_safetensors=use_safetensors,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **source,
-            **({} if dtype is None else {"dtype": dtype}),
+            name, config=config, output_loading_info=True, **options
         )
     except OSError as error:
-        if use_safetensors and "safetensors" in str(error):
+        if options["use_safetensors"] and "safetensors" in str(error):
             raise ConfigurationError(
                 f"{name} has no weights in safetensors files. Pickled weights can run code when they are loaded: "
                 "pass use_safetensors=False if you trust their author."
@@ -236,12 +270,64 @@ def load_tokenizer(name: str, source: dict[str, Any]) -> Any:
     return AutoTokenizer.from_pretrained(name, **source)
 
 
-def check_loaded(model: Any, num_labels: int | None) -> Any:
-    """A loaded model, if it is a classifier with so many labels.
+def agreed(name: str, given: Any, elsewhere: str, found: Any) -> Any:
+    """An argument that can be given in two places.
 
     Raises:
-        ConfigurationError: It isn't.
+        ConfigurationError: They contradict each other.
     """
+    if given is not None and found is not None and given != found:
+        raise ConfigurationError(f"{name}={given} contradicts {found} in {elsewhere}: give one of them.")
+    return found if given is None else given
+
+
+def check_device(device: Any) -> None:
+    """Check that this names a device, or is None.
+
+    Raises:
+        ConfigurationError: It is something else.
+    """
+    if device is not None and not isinstance(device, str | int | torch.device):
+        raise ConfigurationError(
+            f'device={short(device)}: expected one, such as "cuda:0" or torch.device("cpu"). An activation goes by its '
+            "name, activation=...; for several devices run one process each, with accelerate launch, and let all of "
+            "them call predict(distributed=True)."
+        )
+
+
+def place_loading(device: Any, model_kwargs: Mapping[str, Any]) -> tuple[str | torch.device | None, dict[str, Any]]:
+    """Where to move a model once it is loaded, None where loading places it, and the arguments to load it with.
+
+    Raises:
+        ConfigurationError: Two places are named.
+    """
+    if "device_map" in model_kwargs and device is not None:
+        raise ConfigurationError(f"device={device!r} contradicts model_kwargs['device_map']: give one of them.")
+    if "device_map" in model_kwargs:
+        return None, dict(model_kwargs)
+    device = default_device() if device is None else device
+    if "quantization_config" in model_kwargs:  # such weights are made on their device
+        return None, {**model_kwargs, "device_map": {"": device}}
+    return device, dict(model_kwargs)
+
+
+def check_loaded(model: Any, num_labels: int | None, of_loading: Mapping[str, Any]) -> Any:
+    """A loaded model, if it is a classifier with so many labels.
+
+    Args:
+        model: Perhaps one.
+        num_labels: C; None for any number.
+        of_loading: Arguments by which a model is loaded, and which mean nothing for one that is.
+
+    Raises:
+        ConfigurationError: It isn't, or one of those arguments is given.
+    """
+    needless = [name for name, value in of_loading.items() if value]
+    if needless:
+        raise ConfigurationError(
+            f"{needless[0]}={short(of_loading[needless[0]])} is for a model given by its name, and this one is loaded "
+            "already. Load it with that."
+        )
     config = getattr(model, "config", None)
     if config is None or not hasattr(config, "num_labels"):
         raise ConfigurationError(f"Expected a name, a folder or a sequence classifier, found {type(model).__name__}.")

@@ -6,71 +6,62 @@
     model.fit(train_dataloader, evaluator=evaluator, epochs=4, output_path="output")                 # trains it further
 
 What the classifier's config says about its scores is kept: the activation is the one that sentence-transformers would
-apply. Nothing of a repository is ever run unless asked for. How pairs are batched is told in `scoring.py`.
+apply. Nothing of a repository is ever run unless asked for. How pairs are batched is told in `engine.py`.
 
 Shapes: P pairs, C classes, D documents of a query.
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import logging
-import operator
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
 
-from cross_trainer.data.columns import check_text, plain_list
-from cross_trainer.data.pairs import (
-    Pair,
-    Truncation,
-    check_truncation,
-    cut_into_passages,
-    is_single,
-    read_pairs,
-    unique_pairs,
-)
-from cross_trainer.errors import ConfigurationError, DataError, UnsupportedModelError, check_whole
-from cross_trainer.execution.padding_free import enable_padding_free
-from cross_trainer.execution.view import (
-    READS_PADDING,
-    compute_head_in_float32,
-    quantize_linears,
-    scoring_view,
-    skip_unread_tokens,
-    structure,
-)
-from cross_trainer.internals import tensor_state
+from cross_trainer.data.pairs import Pair, Truncation, check_truncation, is_single, read_pairs, unique_pairs
+from cross_trainer.errors import ConfigurationError, check_whole, short
+from cross_trainer.execution.view import READS_PADDING
 from cross_trainer.saved.folder import complete_folder, describe_reading, saved_text_columns, saved_truncation
+from cross_trainer.saved.hub import push_to_hub
 from cross_trainer.saved.loading import (
     Activation,
     Loaded,
+    agreed,
     as_dtype,
+    check_device,
     check_loaded,
     check_vocabulary,
     choose_max_length,
-    default_device,
     describe_activation,
     load_classifier,
     load_tokenizer,
     padding_side,
+    place_loading,
     saved_activation,
     with_padding,
 )
-from cross_trainer.scoring.engine import DEFAULT_WINDOW, Scores, ScoringEngine, best_first, identity, with_logits
+from cross_trainer.scoring.engine import (
+    DEFAULT_WINDOW,
+    Scores,
+    ScoringEngine,
+    identity,
+    progress,
+    share_pairs,
+    with_logits,
+)
+from cross_trainer.scoring.prepared import PreparedModel
+from cross_trainer.scoring.ranking import LongDocuments, cut_documents, read_documents, sort_documents
+from cross_trainer.spellings import REFUSED, LoadingSpellings, ScoringSpellings, spelled
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from typing_extensions import Unpack
 
 logger = logging.getLogger(__name__)
-
-LongDocuments: TypeAlias = Literal["max", "first", "mean"]
 
 MAX_TOKENS = {"cpu": 1024, "cuda": 16_384}
 """Tokens of a batch on each type of device; 4,096 on others."""
@@ -92,7 +83,8 @@ class CrossEncoder:
             new head, to be trained; so does a classifier with another number of labels.
         max_length: Tokens of a pair, the rest is cut. Default: the tokenizer's, at most what the model has positions
             for.
-        device: Where to compute. Default: a GPU if there is one; in a distributed run the one of this process.
+        device: Where to compute. Default: a GPU if there is one; in a distributed run the one of this process; for a
+            loaded model, and one with a `device_map` in `model_kwargs`, where it is.
         dtype: Precision of the weights, "bfloat16" or `torch.bfloat16` for instance. Default: as saved. Scores are
             float32 always.
         tokenizer: Instead of the one saved with the model.
@@ -111,14 +103,25 @@ class CrossEncoder:
         token: For private repositories.
         cache_dir: Where downloads are kept. Default: the Hugging Face cache.
         local_files_only: Don't ask the Hub.
+        model_kwargs: More arguments of the model's `from_pretrained`, such as `attn_implementation`, `device_map` or
+            `quantization_config`.
+        tokenizer_kwargs: More arguments of the tokenizer's, such as `truncation_side`. A `model_max_length` is the
+            `max_length`. A `padding_side` is kept with the tokenizer; scores don't depend on it.
+        config_kwargs: Settings of the config, such as `classifier_dropout`.
+        prompts: Texts by name that `predict(prompt_name=...)` puts before the first text of every pair, besides those
+            saved with the model; of one name, these count.
+        default_prompt_name: The one that is put there where a call names none. Default: as saved.
+
+    sentence-transformers' other names for these are taken, too: `activation_fn`, `cache_folder`, `processor_kwargs` and
+    those in `cross_trainer.spellings.OURS`.
 
     Attributes:
         model: The plain transformers model.
         tokenizer: Its tokenizer.
         max_length: Tokens of a pair, or None for no limit.
         activation_fn: From logits [P, C] to scores.
-        prompts: Texts by name that sentence-transformers has saved with the model.
-        default_prompt_name: The one that is put before the first text of every pair, or None.
+        prompts: Texts by name that can be put before the first text of every pair.
+        default_prompt_name: The one that is put there, or None.
         model_card_data: The newest value of each metric that an evaluator of sentence-transformers has reported, by
             key.
 
@@ -127,6 +130,7 @@ class CrossEncoder:
             or the model; the message says how.
     """
 
+    @spelled(REFUSED["CrossEncoder"])
     def __init__(
         self,
         model_name_or_path: str | Path | PreTrainedModel,
@@ -148,6 +152,12 @@ class CrossEncoder:
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
+        model_kwargs: Mapping[str, Any] | None = None,
+        tokenizer_kwargs: Mapping[str, Any] | None = None,
+        config_kwargs: Mapping[str, Any] | None = None,
+        prompts: Mapping[str, str] | None = None,
+        default_prompt_name: str | None = None,
+        **_others: Unpack[LoadingSpellings],
     ) -> None:
         source = {
             "trust_remote_code": trust_remote_code,
@@ -156,19 +166,36 @@ class CrossEncoder:
             "cache_dir": cache_dir,
             "local_files_only": local_files_only,
         }
+        model_kwargs, tokenizer_kwargs = dict(model_kwargs or {}), dict(tokenizer_kwargs or {})
+        config_kwargs = dict(config_kwargs or {})
+        check_device(device)
+        num_labels = agreed("num_labels", num_labels, "config_kwargs", config_kwargs.pop("num_labels", None))
+        max_length = agreed("max_length", max_length, "tokenizer_kwargs", tokenizer_kwargs.get("model_max_length"))
+        if tokenizer is not None and tokenizer_kwargs:
+            raise ConfigurationError(
+                f"tokenizer_kwargs={tokenizer_kwargs} are for the tokenizer that lies beside the model, and another "
+                "one is given. Load that with them."
+            )
         if isinstance(model_name_or_path, (str, Path)):
             name = str(model_name_or_path)
-            loaded = load_classifier(name, num_labels, as_dtype(dtype), use_safetensors, source)
-            tokenizer = load_tokenizer(name, source) if tokenizer is None else tokenizer
-            device = default_device() if device is None else device
+            device, model_kwargs = place_loading(device, model_kwargs)
+            loaded = load_classifier(
+                name, num_labels, as_dtype(dtype), use_safetensors, source, model_kwargs, config_kwargs
+            )
+            tokenizer = load_tokenizer(name, {**source, **tokenizer_kwargs}) if tokenizer is None else tokenizer
         else:
-            checked = check_loaded(model_name_or_path, num_labels)
+            of_loading = {**source, "model_kwargs": model_kwargs, "config_kwargs": config_kwargs}
+            checked = check_loaded(model_name_or_path, num_labels, of_loading)
             loaded = Loaded(checked if dtype is None else checked.to(as_dtype(dtype)), is_new=False)
         model, self._untrained = loaded.model, loaded.is_new
-        self.prompts, self.default_prompt_name = loaded.prompts, loaded.default_prompt_name
+        self.prompts = {**loaded.prompts, **(prompts or {})}
+        self.default_prompt_name = loaded.default_prompt_name if default_prompt_name is None else default_prompt_name
+        self._prompt()
         if tokenizer is None:
             raise ConfigurationError("A loaded model needs its tokenizer: CrossEncoder(model, tokenizer=tokenizer).")
-        self.model: PreTrainedModel = model if device is None else model.to(device)
+        self.model: PreTrainedModel = model
+        self._prepared = PreparedModel(padding_free, compile, quantize)
+        self._place(device)
         self.tokenizer = with_padding(tokenizer, model)
         check_vocabulary(self.model, self.tokenizer)
         max_length = loaded.max_length if max_length is None else max_length
@@ -179,16 +206,6 @@ class CrossEncoder:
         self.model_card_data = _ReportedMetrics()
         self.max_tokens = MAX_TOKENS.get(self.device.type, 4096) if max_tokens is None else max_tokens
         check_whole("max_tokens", self.max_tokens)
-        if quantize not in {None, "int8"} or (quantize and self.device.type != "cpu"):
-            raise ConfigurationError(
-                f'quantize={quantize!r} on {self.device}: there is "int8", on the CPU. On GPUs use dtype="bfloat16".'
-            )
-        self._padding_free, self._compile, self._quantize = padding_free, compile, quantize
-        self._view: tuple[list[Any], list[Any], Callable[..., Any]] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What is copied and pickled: all but the view, which is made of the model again."""
-        return {**self.__dict__, "_view": None}
 
     @property
     def config(self) -> PretrainedConfig:
@@ -213,6 +230,7 @@ class CrossEncoder:
 
     # -- scoring -------------------------------------------------------------------------------------------------------
 
+    @spelled(REFUSED["predict"])
     def predict(
         self,
         pairs: Any,
@@ -223,8 +241,13 @@ class CrossEncoder:
         symmetric: bool = False,
         columns: Sequence[str] | None = None,
         distributed: bool = False,
+        apply_softmax: bool | None = False,
         convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
         prompt_name: str | None = None,
+        prompt: str | None = None,
+        device: str | torch.device | None = None,
+        **_others: Unpack[ScoringSpellings],
     ) -> Any:
         """Score pairs of texts. Every row is read and checked before the first is scored.
 
@@ -238,31 +261,42 @@ class CrossEncoder:
                 text.
             distributed: Every process of a distributed run calls this with the same pairs, scores its share, and gets
                 all scores.
-            convert_to_numpy: False returns a tensor on the CPU.
+            apply_softmax: Over the C classes, after the activation.
+            convert_to_numpy: False returns a list of tensors, one for each pair.
+            convert_to_tensor: Return one tensor on the model's device, whatever `convert_to_numpy` is.
             prompt_name: Of the model's `prompts`, the one to put before the first texts. Default: the model's default
                 prompt, if it has one.
+            prompt: The text itself to put there; "" for none.
+            device: Move the model there before.
 
         Returns:
             Scores in float32, in the order given: [P] for one label, [P, C] for more. For a single pair one number, or
                 [C].
 
+        sentence-transformers' other names, such as `activation_fn` and `sentences`, are taken, too.
+
         Raises:
             DataError: A row isn't a pair of texts; the message names the row.
             ConfigurationError: An argument can't be followed.
         """
-        prompt = self._prompt(prompt_name, symmetric)
+        chosen, prefix = self._activation(activation), self._prompt(prompt_name, prompt, symmetric)
+        if apply_softmax:
+            chosen = self._with_softmax(chosen)
         single = is_single(pairs)
-        rows = list(self._read([pairs] if single else pairs, columns, prompt))
+        rows = list(self._read([pairs] if single else pairs, columns, prefix))
         distinct, places = unique_pairs(rows)
-        engine, chosen = self._engine(batch_size), self._activation(activation)
-        share, join = _share(distinct) if distributed else (distinct, identity)
-        with _progress(show_progress_bar, len(share)) as advance:
+        self._place(device)
+        engine = self._engine(batch_size)
+        share, join = share_pairs(distinct) if distributed else (distinct, identity)
+        with progress(show_progress_bar, len(share)) as advance:
             parts = list(engine.score(share, chosen, symmetric=symmetric, distinct=True, on_batch=advance))
         # An empty list tells the activation's width by an empty batch of logits.
         parts = parts or [np.asarray(chosen(torch.zeros(0, self.num_labels)), dtype=np.float32)]
         scores = _squeeze(join(np.concatenate(parts)))[places]
-        result = scores[0] if single else scores
-        return result if convert_to_numpy else torch.as_tensor(result)
+        if convert_to_numpy and not convert_to_tensor:
+            return scores[0] if single else scores
+        tensor = torch.as_tensor(scores, device=self.device)
+        return tensor[0] if single else tensor if convert_to_tensor else list(tensor)
 
     def predict_iter(
         self,
@@ -322,19 +356,23 @@ class CrossEncoder:
         pairs = read_pairs(rows, columns, saved_text_columns(self.config))
         return ((prompt + first, second) for first, second in pairs) if prompt else pairs
 
-    def _prompt(self, name: str | None = None, symmetric: bool = False) -> str:
-        """The text before the first text of every pair."""
+    def _prompt(self, name: str | None = None, text: str | None = None, symmetric: bool = False) -> str:
+        """The text before the first text of every pair: itself, by its name, or the model's default."""
+        if name is not None and text is not None:
+            raise ConfigurationError(f"prompt_name={name!r} and prompt={short(text)}: give one of them.")
         name = self.default_prompt_name if name is None else name
-        if name is not None and name not in self.prompts:
+        if text is None and name is not None and name not in self.prompts:
             raise ConfigurationError(f"prompt_name={name!r}: the model has the prompts {list(self.prompts)}.")
-        prompt = "" if name is None else self.prompts[name]
-        if prompt and symmetric:
+        if text is None:
+            text = "" if name is None else self.prompts[name]
+        if text and symmetric:
             raise ConfigurationError(
-                f"symmetric=True swaps the texts, but the prompt {name!r} belongs to the first one. Score without it: "
-                "set default_prompt_name to None."
+                f"symmetric=True swaps the texts, but the prompt {short(text)} belongs to the first one. Score without "
+                'it: prompt="", or set default_prompt_name to None.'
             )
-        return prompt
+        return text
 
+    @spelled(REFUSED["rank"])
     def rank(
         self,
         query: str,
@@ -347,6 +385,10 @@ class CrossEncoder:
         batch_size: int | None = None,
         show_progress_bar: bool | None = None,
         activation: Activation | Literal["logits"] | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        device: str | torch.device | None = None,
+        **_others: Unpack[ScoringSpellings],
     ) -> list[dict[str, Any]]:
         """Sort documents by their score for a query.
 
@@ -365,6 +407,9 @@ class CrossEncoder:
             batch_size: As for `predict`.
             show_progress_bar: As for `predict`.
             activation: As for `predict`.
+            prompt_name: As for `predict`.
+            prompt: As for `predict`.
+            device: As for `predict`.
 
         Returns:
             `{"corpus_id": index into documents, "score": float}`, with "text" if asked for, best first; ties in the
@@ -381,43 +426,16 @@ class CrossEncoder:
             )
         if top_k is not None:
             check_whole("top_k", top_k)
-        if isinstance(documents, str | Mapping) or hasattr(documents, "columns") or hasattr(documents, "column_names"):
-            raise DataError(
-                f"documents is a {type(documents).__name__}: expected the texts themselves, such as a list of them, a "
-                "column table['text'] or list(documents.values())."
-            )
-        query = check_text(query, "The query")
-        documents = [check_text(text, f"Document {index}") for index, text in enumerate(plain_list(documents))]
-        passages = [[text] for text in documents]
-        if long_documents is not None:
-            passages = self._passages(self._prompt() + query, documents, long_documents, stride)
+        query, texts = read_documents(query, documents)
+        chosen, prefix = self._activation(activation), self._prompt(prompt_name, prompt)
+        passages = cut_documents(self.tokenizer, self.max_length, prefix + query, texts, long_documents, stride)
         pairs = [(query, passage) for parts in passages for passage in parts]
-        chosen = self._activation(activation)
-        found = self.predict(pairs, batch_size, show_progress_bar, with_logits(chosen))
-        if long_documents is not None and documents:
-            starts = np.cumsum([0, *map(len, passages[:-1])])
-            found = (np.maximum if long_documents == "max" else np.add).reduceat(found, starts)
-        if long_documents == "mean":
-            found = found / np.array([[len(parts)] for parts in passages], dtype=np.float32)
-        # The mean of activated scores isn't what the mean of logits would be after the activation.
-        scores, logits = found.T
-        order = best_first(scores, logits, None if long_documents == "mean" else chosen)[:top_k].tolist()
-        texts = {index: {"text": documents[index]} if return_documents else {} for index in order}
-        return [{"corpus_id": index, "score": float(scores[index]), **texts[index]} for index in order]
-
-    def _passages(self, query: str, documents: list[str], how: LongDocuments, stride: int | None) -> list[list[str]]:
-        """Each document's passages, cut between tokens so that each fits beside the query."""
-        if how not in {"max", "first", "mean"}:
-            raise ConfigurationError(f'long_documents={how!r}: expected "max", "first", "mean" or None.')
-        if not self.tokenizer.is_fast:
-            raise UnsupportedModelError(
-                f"long_documents needs the offsets of a fast tokenizer, but {type(self.tokenizer).__name__} is "
-                "a slow one."
-            )
-        if self.max_length is None:
-            return [[text] for text in documents]
-        passages = cut_into_passages(self.tokenizer, query, documents, self.max_length, stride)
-        return [parts[: 1 if how == "first" else None] for parts in passages]
+        found = self.predict(pairs, batch_size, show_progress_bar, with_logits(chosen), prompt=prefix, device=device)
+        order, scores = sort_documents(found, passages, chosen, long_documents)
+        return [
+            {"corpus_id": index, "score": scores[index], **({"text": texts[index]} if return_documents else {})}
+            for index in order[:top_k]
+        ]
 
     def _engine(self, batch_size: int | None = None) -> ScoringEngine:
         if batch_size is not None:
@@ -429,7 +447,7 @@ class CrossEncoder:
             )
             self._untrained = False
         return ScoringEngine(
-            self._scoring_model(),
+            self._prepared.of(self.model, self.tokenizer.pad_token_id),
             self.tokenizer,
             self.max_length,
             self.max_tokens,
@@ -440,25 +458,23 @@ class CrossEncoder:
             self.config.model_type in READS_PADDING,
         )
 
-    def _scoring_model(self) -> Callable[..., Any]:
-        """The view of the model that scores are computed with, made anew when the model has changed."""
-        parts, versions = structure(self.model), []
-        if self._quantize:
-            versions = list(map(tensor_state, itertools.chain(self.model.parameters(), self.model.buffers())))
-        if self._view is None or not _same(self._view[0], parts) or self._view[1] != versions:
-            view = scoring_view(self.model, self.tokenizer.pad_token_id)
-            parts = structure(self.model)
-            if self._quantize:
-                view = quantize_linears(view)
-            if self._padding_free:
-                try:
-                    enable_padding_free(view)
-                except UnsupportedModelError as reason:
-                    logger.info("Padding-free execution is off: %s", reason)
-            compute_head_in_float32(view)
-            skip_unread_tokens(view)
-            self._view = (parts, versions, torch.compile(view, dynamic=True) if self._compile else view)
-        return self._view[2]
+    def _place(self, device: str | torch.device | None) -> None:
+        """Move the model, if a device is named."""
+        check_device(device)
+        if device is not None:
+            cast("Any", self.model).to(device)
+        self._prepared.check(self.device)
+
+    def _with_softmax(self, activation: Activation) -> Activation:
+        """An activation with a softmax over the classes after it."""
+        if self.num_labels == 1:
+            raise ConfigurationError("apply_softmax=True is for several classes, but the model has one label.")
+
+        def softmax(logits: torch.Tensor) -> torch.Tensor:
+            scores = activation(logits)
+            return scores.softmax(1) if scores.dim() > 1 else scores
+
+        return softmax
 
     def _activation(self, activation: Activation | Literal["logits"] | None) -> Activation:
         if activation == "logits":
@@ -479,6 +495,7 @@ class CrossEncoder:
         evaluator: Callable[..., Any] | None = None,
         epochs: float = 1,
         loss_fct: Callable[..., Any] | None = None,
+        activation_fct: torch.nn.Identity | None = None,
         scheduler: str = "linear",
         warmup_steps: float = 0.1,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW,
@@ -497,9 +514,8 @@ class CrossEncoder:
         checkpoints.
 
         The loss follows from the labels: binary cross-entropy for one label in [0, 1], cross-entropy for classes.
-            Afterwards the model in
-        memory is the last one, and `activation_fn` is what its loss makes of logits, unless one was given at
-        construction.
+        Afterwards the model in memory is the last one, and `activation_fn` is what its loss makes of logits, unless one
+        was given at construction.
 
         Args:
             train_dataloader: Over `InputExample(texts=[a, b], label=...)`, tuples or dicts. Its batch size, order and
@@ -510,6 +526,7 @@ class CrossEncoder:
             epochs: How often to go over the examples.
             loss_fct: A loss of `cross_trainer.training.losses`, or any callable `(outputs, labels,
                 num_items_in_batch)`.
+            activation_fct: None or an Identity: losses here take logits, and squash them where they have to.
             scheduler: A name of transformers ("linear", "cosine", ...) or of sentence-transformers ("WarmupLinear",
                 ...).
             warmup_steps: Steps until the learning rate is reached; below 1, their share of all steps.
@@ -518,8 +535,7 @@ class CrossEncoder:
             weight_decay: As in AdamW.
             evaluation_steps: Above 0, also evaluate after each so many steps.
             output_path: Where to save: the best model by the evaluator, at once when it is found; the last one without
-                an evaluator.
-                Default: nowhere.
+                an evaluator. Default: nowhere.
             save_best_model: False saves the last model, whatever an evaluator says.
             max_grad_norm: Gradients are clipped to this norm.
             use_amp: Mixed precision in bfloat16.
@@ -542,6 +558,7 @@ class CrossEncoder:
             evaluator,
             epochs,
             loss_fct,
+            activation_fct,
             scheduler,
             warmup_steps,
             optimizer_class,
@@ -561,8 +578,11 @@ class CrossEncoder:
 
     # -- saving --------------------------------------------------------------------------------------------------------
 
+    @spelled(REFUSED["save_pretrained"])
     def save_pretrained(self, folder: str | Path) -> None:
         """Save model, tokenizer, maximal length, activation and prompts for every tool that reads Hugging Face files.
+
+        `save` is the same.
 
         Args:
             folder: Made if it isn't there.
@@ -572,37 +592,9 @@ class CrossEncoder:
         self.model.save_pretrained(folder)
         complete_folder(folder, self.config, self.tokenizer, self.max_length, self.prompts, self.default_prompt_name)
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        commit_message: str = "Add a cross-encoder",
-    ) -> str:
-        """Upload what `save_pretrained` writes, in one commit; the repository is made if it isn't there.
+    save = save_pretrained
 
-        Args:
-            repo_id: "user/name".
-            private: Whether a new repository is private. Default: the organisation's setting.
-            token: Default: the one you are logged in with.
-            revision: A branch to commit to. Default: the main one.
-            commit_message: The commit's title.
-
-        Returns:
-            The commit's address.
-        """
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=token)
-        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            commit = api.upload_folder(
-                repo_id=repo, folder_path=folder, revision=revision, commit_message=commit_message
-            )
-        return str(commit.commit_url)
+    push_to_hub = push_to_hub
 
 
 class _ReportedMetrics(dict[str, float]):
@@ -616,38 +608,6 @@ class _ReportedMetrics(dict[str, float]):
 # -- results -----------------------------------------------------------------------------------------------------------
 
 
-def _same(one: list[Any], other: list[Any]) -> bool:
-    """Whether two lists hold the same objects."""
-    return len(one) == len(other) and all(map(operator.is_, one, other))
-
-
 def _squeeze(scores: Scores) -> Scores:
     """[P, 1] as [P]."""
     return scores[:, 0] if scores.ndim == 2 and scores.shape[1] == 1 else scores
-
-
-def _share(pairs: list[Pair]) -> tuple[list[Pair], Callable[[Scores], Scores]]:
-    """This process's share of the pairs, and how to join all processes' scores in order."""
-    from accelerate import PartialState  # type: ignore[import-untyped]
-    from accelerate.utils import gather_object  # type: ignore[import-untyped]
-
-    state = PartialState()
-
-    def join(scores: Scores) -> Scores:
-        parts = gather_object([scores]) if state.num_processes > 1 else [scores]
-        joined = np.empty((len(pairs), *scores.shape[1:]), dtype=np.float32)
-        for process, part in enumerate(parts):
-            joined[process :: state.num_processes] = part
-        return joined
-
-    return pairs[state.process_index :: state.num_processes], join
-
-
-@contextlib.contextmanager
-def _progress(show: bool | None, total: int) -> Iterator[Callable[[int], Any]]:
-    """A progress bar over pairs; gives the function to advance it."""
-    from tqdm.auto import tqdm
-
-    # tqdm takes None for "on a terminal only".
-    with tqdm(total=total, unit="pair", desc="Scoring", disable=None if show is None else not show) as bar:
-        yield bar.update

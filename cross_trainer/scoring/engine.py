@@ -15,6 +15,7 @@ Shapes: P pairs, W pairs of a window, L tokens of a padded row, C classes, H hid
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import logging
@@ -234,3 +235,33 @@ def _return_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+# -- around a call -----------------------------------------------------------------------------------------------------
+
+
+def share_pairs(pairs: list[Pair]) -> tuple[list[Pair], Callable[[Scores], Scores]]:
+    """This process's share of the pairs, and how to join all processes' scores in order."""
+    from accelerate import PartialState  # type: ignore[import-untyped]
+    from accelerate.utils import gather_object  # type: ignore[import-untyped]
+
+    state = PartialState()
+
+    def join(scores: Scores) -> Scores:
+        parts = gather_object([scores]) if state.num_processes > 1 else [scores]
+        joined = np.empty((len(pairs), *scores.shape[1:]), dtype=np.float32)
+        for process, part in enumerate(parts):
+            joined[process :: state.num_processes] = part
+        return joined
+
+    return pairs[state.process_index :: state.num_processes], join
+
+
+@contextlib.contextmanager
+def progress(show: bool | None, total: int) -> Iterator[Callable[[int], Any]]:
+    """A progress bar over pairs; gives the function to advance it."""
+    from tqdm.auto import tqdm
+
+    # tqdm takes None for "on a terminal only".
+    with tqdm(total=total, unit="pair", desc="Scoring", disable=None if show is None else not show) as bar:
+        yield bar.update

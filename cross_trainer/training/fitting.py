@@ -50,6 +50,7 @@ class FitSettings:
     evaluator: Callable[..., Any] | None
     epochs: float
     loss_fct: Callable[..., Any] | None
+    activation_fct: torch.nn.Identity | None
     scheduler: str
     warmup_steps: float
     optimizer_class: type[torch.optim.Optimizer]
@@ -69,6 +70,12 @@ class FitSettings:
             raise ConfigurationError(
                 f"loss_fct={self.loss_fct}: expected a callable (outputs, labels, num_items_in_batch), such as "
                 "BinaryCrossEntropyLoss(pos_weight=...) or CrossEntropyLoss() of cross_trainer."
+            )
+        if self.activation_fct is not None and not isinstance(self.activation_fct, torch.nn.Identity):
+            raise ConfigurationError(
+                f"activation_fct={self.activation_fct}: losses here take logits, and squash them where they have to. "
+                "Leave it out; for the squared error of sigmoids pass loss_fct=MSELoss(), and for any other activation "
+                "a callable (outputs, labels, num_items_in_batch) that applies it to outputs.logits."
             )
         alone = "evaluation_steps" if self.evaluation_steps else "callback" if self.callback is not None else None
         if self.evaluator is None and alone is not None:

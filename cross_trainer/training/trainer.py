@@ -23,7 +23,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
@@ -44,9 +44,13 @@ from cross_trainer.execution.padding_free import PaddingFree, enable_padding_fre
 from cross_trainer.execution.token_budget import budgeted_forward, budgeted_step
 from cross_trainer.internals import TrainerSeams, mark_unprepared, replaced
 from cross_trainer.saved.folder import complete_folder
+from cross_trainer.spellings import REFUSED, TrainerSpellings, check_own_arguments, spelled
 from cross_trainer.training.losses import logits_of, to_grid
 from cross_trainer.training.plan import DataPlan, Plan, default_collator, load_planned, make_plan
 from cross_trainer.training.sharding import fill_batches
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +106,7 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
     # compute_loss_func averages over the whole accumulated batch.
     loss_is_scaled_for_ga = True
 
+    @spelled(REFUSED["CrossEncoderTrainer"])
     def __init__(
         self,
         model: PreTrainedModel | torch.nn.Module | str | os.PathLike[str] | None = None,
@@ -122,8 +127,10 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         max_tokens: int | None = None,
         stop_on_nan: bool = True,
         model_kwargs: Mapping[str, Any] | None = None,
+        **_others: Unpack[TrainerSpellings],
     ) -> None:
         args = args if args is not None else TrainingArguments("tmp_trainer")
+        check_own_arguments(model, args, data_collator)
         if isinstance(model, os.PathLike):
             model = os.fspath(model)
         if model_kwargs and not isinstance(model, str):

@@ -119,7 +119,7 @@ def test_what_a_prompt_cant_go_with_is_named(tmp_path):
     encoder = CrossEncoder(save_theirs(tmp_path, prompts={"query": "a man "}, default_prompt_name="query"))
     with pytest.raises(ConfigurationError, match=r"prompt_name='x': the model has the prompts \['query'\]"):
         encoder.predict(PAIRS, prompt_name="x")
-    with pytest.raises(ConfigurationError, match="symmetric=True swaps the texts, but the prompt 'query'"):
+    with pytest.raises(ConfigurationError, match="symmetric=True swaps the texts, but the prompt 'a man '"):
         encoder.predict(PAIRS, symmetric=True)
     with pytest.raises(ConfigurationError, match="symmetric=True"):
         next(encoder.predict_iter(PAIRS, symmetric=True))

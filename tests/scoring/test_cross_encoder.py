@@ -364,8 +364,7 @@ def test_arguments_that_cant_be_followed(encoder, folder, tmp_path):
 
 def test_results_as_tensors_and_progress(encoder, capsys):
     pairs = make_pairs(9)
-    scores = encoder.predict(pairs, convert_to_numpy=False)
-    assert isinstance(scores, torch.Tensor)
+    scores = encoder.predict(pairs, convert_to_tensor=True)
     np.testing.assert_array_equal(scores.numpy(), encoder.predict(pairs, show_progress_bar=False))
     assert capsys.readouterr().err == ""
     encoder.predict(pairs, show_progress_bar=True)

@@ -1,0 +1,64 @@
+"""push_to_hub: what a model saves, uploaded to the Hugging Face Hub in one commit."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any, Protocol
+
+from cross_trainer.spellings import REFUSED, spelled
+
+
+class Saves(Protocol):
+    """What can be uploaded."""
+
+    def save_pretrained(self, folder: str | Path) -> Any:
+        """Write all of its files into a folder."""
+
+
+@spelled(REFUSED["push_to_hub"])
+def push_to_hub(
+    self: Saves,
+    repo_id: str,
+    token: str | bool | None = None,
+    private: bool | None = None,
+    *,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    exist_ok: bool = True,
+    create_pr: bool = False,
+) -> str:
+    """Upload what `save_pretrained` writes, in one commit; the repository is made if it isn't there.
+
+    Args:
+        self: The model.
+        repo_id: "user/name".
+        token: Default: the one you are logged in with.
+        private: Whether a new repository is private. Default: the organisation's setting.
+        revision: A branch to commit to, made if it isn't there. Default: the main one.
+        commit_message: The commit's title. Default: "Add a cross-encoder".
+        commit_description: The text below it.
+        exist_ok: False refuses a repository that is there.
+        create_pr: Open a pull request instead.
+
+    Returns:
+        The address of the commit, or of the pull request.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    repo = api.create_repo(repo_id, private=private, exist_ok=exist_ok or create_pr).repo_id
+    if revision is not None:
+        api.create_branch(repo, branch=revision, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        self.save_pretrained(folder)
+        commit = api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            revision=revision,
+            commit_message=commit_message or "Add a cross-encoder",
+            commit_description=commit_description,
+            create_pr=create_pr,
+        )
+    return str(commit.pr_url if create_pr else commit.commit_url)

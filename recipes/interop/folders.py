@@ -2,9 +2,9 @@
 
     python recipes/interop/folders.py output/interop
 
-The pairs are 4 queries with 10 documents each: short texts and texts past every limit, empty ones, scripts, emoji,
-special tokens written out. The small models have random weights and read 128 tokens at most, though they have positions
-for 512; the binary one starts from a pretrained MiniLM and reads 512.
+The pairs are 4 queries with 9 or 10 documents each: short texts and texts past every limit, empty ones, scripts, emoji
+and special tokens written out. The small models have random weights and read 128 tokens at most, though they have
+positions for 512; the binary one starts from a pretrained MiniLM and reads 512.
 
     FOLDER/pairs.json     [[query, document, what is special about them], ...]
     FOLDER/KIND/          the model's folder, as saved
@@ -48,9 +48,10 @@ DOCUMENTS = {
     "the [SEP] and [CLS] and </s> and <pad>": "special tokens",
 }
 PAIRS = [
-    (query, document, "empty" if special == "empty" else "long" if "long" in (special, group) else special or group)
+    (query, document, special if special == "empty" else "long" if "long" in {special, group} else special or group)
     for query, group in QUERIES.items()
     for document, special in DOCUMENTS.items()
+    if (group, special) != ("long", "empty")
 ]
 
 SIZES = {

@@ -34,7 +34,7 @@ REQUIREMENTS = {
     "langchain": f"{TORCH} langchain-community==0.4.2 {ST}",
     "llama_index": f"{TORCH} llama-index-core==0.14.25 llama-index-postprocessor-sbert-rerank==0.6.0 {ST}",
     "haystack": f"{TORCH} haystack-ai==3.4.1 sentence-transformers-haystack==2.0.0 {ST}",
-    "rerankers": f"{TORCH} rerankers[transformers]==0.10.0",
+    "rerankers": f"{TORCH} rerankers[transformers]==0.10.0 peft",
     "fastembed": "fastembed==0.9.1",
     "flashrank": "flashrank==0.2.10",
     "infinity": f"{TORCH} infinity-emb[torch]==0.0.78",

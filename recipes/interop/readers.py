@@ -29,6 +29,11 @@ def by_query(pairs: Pairs) -> Iterator[tuple[str, list[str]]]:
         yield query, [document for other, document in pairs if other == query]
 
 
+def _said(folder: str, name: str) -> dict[str, Any]:
+    """What a file of a folder says."""
+    return dict(json.loads(Path(folder, name).read_text()))
+
+
 # -- transformers ------------------------------------------------------------------------------------------------------
 
 
@@ -102,7 +107,7 @@ def _tokens(folder: str, pairs: Pairs) -> dict[str, Any]:
     import numpy as np
     from tokenizers import Tokenizer
 
-    said = json.loads(Path(folder, "tokenizer_config.json").read_text())
+    said = _said(folder, "tokenizer_config.json")
     tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
     tokenizer.enable_truncation(said["model_max_length"])
     tokenizer.enable_padding(pad_id=tokenizer.token_to_id(said["pad_token"]), pad_token=said["pad_token"])
@@ -144,11 +149,12 @@ def langchain(folder: str, pairs: Pairs) -> Scores:
 
 
 def llama_index(folder: str, pairs: Pairs) -> Scores:
-    """Scores: it hands pairs to sentence-transformers, with 512 tokens at most."""
-    from llama_index.core.postprocessor import SentenceTransformerRerank
+    """Scores: it hands pairs to sentence-transformers, which reads 512 tokens if not told otherwise."""
     from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+    from llama_index.postprocessor.sbert_rerank import SentenceTransformerRerank
 
-    reranker = SentenceTransformerRerank(model=folder, top_n=len(pairs), device="cpu")
+    limit = {"max_length": _said(folder, "tokenizer_config.json")["model_max_length"]}
+    reranker = SentenceTransformerRerank(model=folder, top_n=len(pairs), device="cpu", cross_encoder_kwargs=limit)
     scores = []
     for query, documents in by_query(pairs):
         nodes = [NodeWithScore(node=TextNode(text=text, id_=str(index))) for index, text in enumerate(documents)]
@@ -228,11 +234,6 @@ def flashrank(folder: str, pairs: Pairs) -> Scores:
 
 
 # -- servers, by the files that they read ------------------------------------------------------------------------------
-
-
-def _said(folder: str, name: str) -> dict[str, Any]:
-    """What a file of a folder says."""
-    return dict(json.loads(Path(folder, name).read_text()))
 
 
 def _activated(folder: str, pairs: Pairs, raw: bool = False) -> Scores:

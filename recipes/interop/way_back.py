@@ -95,7 +95,7 @@ def main() -> None:
     options = parser.parse_args()
     root, base = options.folders.resolve(), options.folders.resolve() / "base"
     model, tokenizer = bert()
-    model.save_pretrained(base)
+    model.base_model.save_pretrained(base)
     tokenizer.save_pretrained(base)
     (root / "pairs.json").write_text(json.dumps(PAIRS))
     python = environment("transformers_4", options.environments.expanduser().resolve())

@@ -21,6 +21,17 @@ def attention_name(config: Any) -> str:
     return name
 
 
+def process_state() -> Any:
+    """Accelerate's `PartialState`, which knows all processes of a run.
+
+    Where there is no accelerator it finds only itself unless told to use CPUs, in every process.
+    """
+    import torch
+    from accelerate import PartialState  # type: ignore[import-untyped]
+
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
 @contextlib.contextmanager
 def replaced(target: Any, **values: Any) -> Iterator[None]:
     """Attributes of an object with other values for a while."""
@@ -186,6 +197,15 @@ class TrainerSeams(_Trainer):
 
     def gradient_known(self, norm: Any) -> None:
         """Called with the norm of each update's gradient, a number or a tensor, before it is applied."""
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """`save_model` and checkpoints hand the weights here, those of all processes where each held a part."""
+        with self.saving(output_dir, state_dict):
+            super()._save(output_dir, state_dict)
+
+    def saving(self, folder: str | None, state: Any) -> contextlib.AbstractContextManager[None]:  # noqa: ARG002
+        """The context in which the model is written to a folder; `state` holds all weights, or is None."""
+        return contextlib.nullcontext()
 
     def before_wrapping(self) -> None:
         """Called before each training with `self.model` as it will be wrapped."""

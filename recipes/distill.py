@@ -24,8 +24,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from demo import parse_arguments, run
 from demo_search import search_queries
@@ -41,8 +39,10 @@ from cross_trainer import (
     ranking_metrics,
 )
 from cross_trainer.commands.arguments import load_tokenizer
+from cross_trainer.commands.processes import is_main, on_main
 from cross_trainer.data.grouping import DOCUMENTS, LABELS
 from cross_trainer.data.splits import load_splits
+from cross_trainer.data.tables import replacing
 from cross_trainer.errors import ConfigurationError, DataError
 
 # Each of these, like every other field of TrainingArguments, is also a flag of the command line.
@@ -115,20 +115,17 @@ class Teacher:
 
     def _read(self, pairs: list[tuple[str, str]]) -> np.ndarray:
         key = hashlib.sha256(f"{self.name} {pairs!r}".encode()).hexdigest()
-        path, main = self.folder / f"{key[:32]}.npy", PartialState().is_main_process
+        path = self.folder / f"{key[:32]}.npy"
         # The main process decides: the folders of others may be on other machines.
-        scores: list[Any] = [np.load(path) if main and path.exists() else None]
-        broadcast_object_list(scores)
-        if scores[0] is None:
-            scores = [self.encoder.predict(pairs, activation="logits", distributed=True)]
-            if main:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                unfinished = path.with_suffix(".unfinished.npy")
-                np.save(unfinished, scores[0])
-                unfinished.replace(path)
-        elif main:
+        scores = on_main(lambda: np.load(path) if path.exists() else None)
+        if scores is None:
+            scores = self.encoder.predict(pairs, activation="logits", distributed=True)
+            if is_main():
+                with replacing(path) as unfinished, unfinished.open("wb") as file:
+                    np.save(file, scores)
+        elif is_main():
             print(f"The teacher's scores of {len(pairs)} documents are in {path}.")
-        return scores[0]
+        return scores
 
 
 def train_teacher(options: Arguments, args: TrainingArguments, rows: Dataset) -> str:

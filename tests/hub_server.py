@@ -71,6 +71,9 @@ class _Handler(BaseHTTPRequestHandler):
             entries = [json.loads(line) for line in body.splitlines()]
             self.hub.commits.append({"revision": found["revision"], **entries[0]["value"]})
             for entry in entries[1:]:
+                if entry["key"] == "deletedFile":
+                    del self.hub.repositories[found["kind"], found["name"]][entry["value"]["path"]]
+                    continue
                 content = base64.b64decode(entry["value"]["content"])
                 self.hub.repositories[found["kind"], found["name"]][entry["value"]["path"]] = content
             answer = {"commitUrl": f"{self.hub.url}/{found['name']}/commit/{COMMIT}", "commitOid": COMMIT}

@@ -159,3 +159,48 @@ def test_a_name_that_the_hub_doesnt_know(hub, tmp_path):
         for line in done.stderr.splitlines()
         if line.startswith("error: 'nobody/nothing' is neither a file nor a folder")
     ]
+
+
+ADAPTERS = """
+import json, sys
+import peft
+from transformers import AutoModelForSequenceClassification, TrainingArguments
+from cross_trainer import CrossEncoder, CrossEncoderTrainer
+pairs, folder = json.loads(sys.argv[1]), sys.argv[2]
+model = AutoModelForSequenceClassification.from_pretrained("somebody/base", num_labels=1)
+options = {"target_modules": ["query"], "init_lora_weights": False}
+settings = peft.LoraConfig(task_type="SEQ_CLS", r=4, revision="main", **options)
+adapted = peft.get_peft_model(model, settings)
+options = {"push_to_hub": True, "hub_model_id": "somebody/whole", "hub_strategy": "end", "report_to": "none"}
+args = TrainingArguments(folder, use_cpu=True, **options)
+rows = [(*pair, 1.0) for pair in pairs]
+trainer = CrossEncoderTrainer(adapted, args, train_dataset=rows, merge_adapters=True)
+trainer.push_to_hub()
+encoder = CrossEncoder(adapted, tokenizer=trainer.data_collator.tokenizer, device="cpu")
+encoder.push_to_hub("somebody/adapter")
+encoder.push_to_hub("somebody/merged", merge_adapters=True)
+names = ["adapter", "merged", "whole"]
+read = [CrossEncoder(f"somebody/{name}", device="cpu") for name in names]
+again = CrossEncoderTrainer("somebody/adapter", TrainingArguments(folder, use_cpu=True), train_dataset=rows)
+scores = [each.predict(pairs, activation="logits").tolist() for each in [encoder, *read]]
+print(json.dumps([*scores, again.predict(rows).predictions.ravel().tolist()]))
+"""
+
+
+def test_adapters_go_up_in_both_forms_and_come_back(hub, tmp_path):
+    put_model(hub, tmp_path / "base", "somebody/base")
+    stale = {"adapter": ["config.json", "model.safetensors"], "merged": ["adapter_config.json"]}
+    stale["whole"] = ["adapter_config.json", "adapter_model.safetensors"]
+    for name, files in stale.items():
+        hub.repositories["models", f"somebody/{name}"] = dict.fromkeys([*files, "notes.txt"], b"{}")
+    done = run(hub, tmp_path / "cache", "-c", ADAPTERS, json.dumps(PAIRS), str(tmp_path / "output"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected, *found = json.loads(done.stdout.splitlines()[-1])
+    for scores in found:
+        np.testing.assert_allclose(scores, expected, atol=1e-5)
+    for name, files in stale.items():
+        there = hub.repositories["models", f"somebody/{name}"]
+        assert not set(files) & set(there)
+        assert "notes.txt" in there
+    settings = json.loads(hub.repositories["models", "somebody/adapter"]["adapter_config.json"])
+    assert (settings["base_model_name_or_path"], settings["revision"]) == ("somebody/base", "main")

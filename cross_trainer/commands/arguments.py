@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from cross_trainer.data.columns import resolve_columns
-from cross_trainer.errors import ConfigurationError
+from cross_trainer.errors import ConfigurationError, CrossTrainerError
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -88,7 +88,10 @@ def parse_arguments(
     kinds: Any = [kind, TrainingArguments]
     parser = HfArgumentParser(kinds, **parser_options)
     parser.set_defaults(
-        disable_tqdm=not sys.stderr.isatty(), dataloader_pin_memory=torch.accelerator.is_available(), **defaults
+        disable_tqdm=not sys.stderr.isatty(),
+        dataloader_pin_memory=torch.accelerator.is_available(),
+        use_cpu=not torch.accelerator.is_available(),  # else the processes of a run don't find one another
+        **defaults,
     )
     try:
         arguments, training_arguments, unknown = parser.parse_args_into_dataclasses(
@@ -150,15 +153,18 @@ def load_tokenizer(name: str, **source: Any) -> PreTrainedTokenizerBase:
     Raises:
         ConfigurationError: The model is neither a folder nor on the Hub, or the Hub can't be reached.
     """
-    from transformers import AutoTokenizer
+    from cross_trainer.saved import loading
 
     try:
-        return AutoTokenizer.from_pretrained(name, **source)
+        tokenizer: PreTrainedTokenizerBase = loading.load_tokenizer(name, source)
+    except CrossTrainerError:
+        raise
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"--model {name!r} isn't the folder of a model, and the Hub can't be reached or doesn't have it. "
             "Give --model a folder; the recipes also have --demo."
         ) from error
+    return tokenizer
 
 
 def finish(trainer: CrossEncoderTrainer, splits: DatasetDict) -> None:

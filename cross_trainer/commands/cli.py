@@ -3,6 +3,7 @@
     cross-trainer score pairs.csv -o scored.parquet --model output/quora
     cross-trainer train quora.yaml --num_train_epochs 2
     accelerate launch -m cross_trainer train quora.yaml
+    torchrun --nproc_per_node 2 -m cross_trainer score pairs.csv -o scored.parquet --model output/quora
 
 This file declares the commands and their options, which may be written with dashes or underscores. What a command does
 is also a function to call from Python: `score_file`, `rank_files`, `train_model`, `evaluate_dataset`, `mine_file`.
@@ -30,13 +31,16 @@ import cross_trainer
 from cross_trainer.commands.arguments import parse_arguments, read_config
 from cross_trainer.commands.evaluate import evaluate_dataset
 from cross_trainer.commands.mine import mine_file
+from cross_trainer.commands.processes import is_main
 from cross_trainer.commands.rank import rank_files
 from cross_trainer.commands.score import WINDOW, score_file
 from cross_trainer.commands.train import GENERAL_DEFAULTS, TrainArguments, train_model
 from cross_trainer.errors import CrossTrainerError
 
 HOW_TO_GO_ON = {
-    "score": "Run the same command again: it continues with the first window of pairs that isn't scored.",
+    **dict.fromkeys(
+        ("score", "rank"), "Run the same command again: it continues with the first window of pairs that isn't scored."
+    ),
     "train": "Continue from the last checkpoint with --resume_from_checkpoint true.",
 }
 
@@ -52,7 +56,8 @@ class _Command(TyperCommand):
             if isinstance(error, OSError) and error.filename is None:
                 raise
             text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
-            typer.echo(f"error: {' '.join(text.split())}", err=True)
+            if is_main():
+                typer.echo(f"error: {' '.join(text.split())}", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             how = HOW_TO_GO_ON.get(str(ctx.info_name), "Run the same command again.")
@@ -146,7 +151,7 @@ def _top(
 
 def _log_to_stderr() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("cross_trainer").setLevel(logging.INFO)
+    logging.getLogger("cross_trainer").setLevel(logging.INFO if is_main() else logging.ERROR)
     for name in ("cross_trainer.data.columns", "bm25s"):  # commands say this in their own words
         logging.getLogger(name).setLevel(logging.WARNING)
 

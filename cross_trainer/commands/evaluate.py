@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cross_trainer.commands.arguments import name_columns
+from cross_trainer.commands.processes import are_several, is_main, on_main
 from cross_trainer.commands.score import load_encoder, show_progress, trained_columns
 from cross_trainer.commands.train import check_columns
 from cross_trainer.data.columns import IGNORED_LABEL, NUM_RELEVANT, Columns, Rows, iterate
@@ -69,11 +70,13 @@ def evaluate_dataset(
         DataError: A row can't be evaluated on; the message names it.
     """
     if output is not None:
-        check_output(output, overwrite)
+        on_main(lambda: check_output(output, overwrite))
     columns = name_columns(text_columns, label_column)
     rows = load_split(dataset, split, dataset_config, columns)
     check_columns(dataset, rows, columns, trained_on=trained_columns(model, **options))
     values = measure(load_encoder(model, **options), rows, columns, confidence, batch_size)
+    if not is_main():
+        return
     _print_metrics(values, len(rows), confidence)
     if output is not None:
         with replacing(output) as path:
@@ -125,7 +128,9 @@ def measure(
     if confidence is not None and metrics is not None:
         metrics = dataclasses.replace(metrics, confidence=confidence)  # type: ignore[type-var]
     chunks: list[dict[str, Tensor]] = []
-    windows = encoder.score_windows(_read_pairs(rows, resolved, chunks), batch_size=batch_size, activation="logits")
+    windows = encoder.score_windows(
+        _read_pairs(rows, resolved, chunks), batch_size=batch_size, activation="logits", distributed=are_several()
+    )
     logits = torch.from_numpy(np.concatenate(list(show_progress(windows))))
     targets = {name: _join([chunk[name] for chunk in chunks]) for name in chunks[0]}
     labels = targets["labels"]

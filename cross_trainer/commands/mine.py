@@ -7,12 +7,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cross_trainer.commands.arguments import name_columns
+from cross_trainer.commands.processes import are_several, is_main, on_main
 from cross_trainer.commands.rank import choose_text
 from cross_trainer.commands.score import load_encoder
 from cross_trainer.data.splits import load_split, load_table
@@ -65,12 +67,18 @@ def mine_file(
     form = Format.of(output)
     if form.name == "tsv":
         raise ConfigurationError(f"{output}: a tsv can't hold every text. Name a .csv, .jsonl or .parquet file.")
-    check_output(output, overwrite)
+    on_main(lambda: check_output(output, overwrite))
+    if model is None and not is_main():
+        return  # nothing to share
     columns = name_columns(text_columns, label_column)
     rows = load_split(dataset, split, dataset_config, columns)
     documents = None if corpus is None else _load_corpus(corpus, corpus_column)
     scorer = None if model is None else load_encoder(model, **options).predict
+    if scorer is not None and are_several():
+        scorer = functools.partial(scorer, distributed=True)
     mined = mine_hard_negatives(rows, documents, scorer=scorer, columns=columns, **(mining or {})).dataset
+    if not is_main():
+        return
     with replacing(output) as path, open_writer(path, form, mined.column_names, mined.features.arrow_schema) as write:
         for row in mined:
             write(row)

@@ -2,8 +2,8 @@
 
     partial = PartialScores("scored.csv.partial")
     partial.begin({"input": "...", "model": "..."})                 # continue with the same settings, or begin
-    for index in range(partial.count(windows), windows):
-        partial.save(index, scores)                                 # [W, C] of each window of rows
+    for index in partial.missing(windows):
+        partial.save(index, scores)                                 # [W, C] of each window of rows, by any process
     for scores in partial.scores(windows):                          # [W, C] again, to write the table
         ...
     partial.finish()                                                # the table is in its place: remove the folder
@@ -69,9 +69,9 @@ class PartialScores:
         """Whether the table of these settings was written, and only the removal of the folder was interrupted."""
         return bool(self._read(self._done) == settings)
 
-    def count(self, windows: int) -> int:
-        """How many windows are done, counted from the first one up to the first gap."""
-        return next((index for index in range(windows) if not self._is_whole(index)), windows)
+    def missing(self, windows: int) -> list[int]:
+        """The windows that aren't done."""
+        return [index for index in range(windows) if not self._is_whole(index)]
 
     def save(self, index: int, scores: NDArray[np.float32]) -> None:
         """Keep a window's scores [W, C]."""

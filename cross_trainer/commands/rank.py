@@ -4,7 +4,8 @@
 
 Queries and documents have an id and a text; candidates are a TREC run, or a table of query and document ids. Everything
 is checked before the model is loaded. The pairs of all queries form one stream, so that short lists are scored
-together. Ids and candidates are kept in memory, texts on disk. `cross-trainer rank` calls this function, so its
+together; their scores are kept in the folder OUTPUT.partial until the output is written, so that a killed process
+continues. Ids and candidates are kept in memory, texts on disk. `cross-trainer rank` calls this function, so its
 messages name the options of the command line.
 
 Shapes: D documents of a query.
@@ -22,7 +23,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from cross_trainer.commands.score import WINDOW, load_encoder, show_progress
+from cross_trainer.commands.partial import PartialScores
+from cross_trainer.commands.processes import on_main
+from cross_trainer.commands.score import WINDOW, begin, fingerprint, finish, load_encoder, score_missing, sha256
 from cross_trainer.data.columns import find_text
 from cross_trainer.data.tables import (
     Format,
@@ -34,7 +37,6 @@ from cross_trainer.data.tables import (
     open_writer,
     placed_rows,
     read_rows,
-    replacing,
     require_columns,
     shortest,
     table_format,
@@ -44,7 +46,10 @@ from cross_trainer.data.trec import add_document, check_id, read_run, run_lines
 from cross_trainer.errors import ConfigurationError, DataError, check_whole, short
 
 if TYPE_CHECKING:
-    from cross_trainer.scoring.cross_encoder import CrossEncoder
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cross_trainer.saved.loading import Activation
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +104,10 @@ def rank_files(
     """
     if top_k is not None:
         check_whole("--top-k", top_k)
-    form = _ranking_format(Path(output), form)
-    check_output(output, overwrite)
+    output = Path(output)
+    form, partial = _ranking_format(output, form), PartialScores(f"{output}.partial")
+    if not on_main(partial.folder.exists):
+        on_main(lambda: check_output(output, overwrite))
     asked = TextStore(_identified(queries, query_id, query_text, "query"), kind="query")
     wanted = None if candidates is None else _read_candidates(Path(candidates), asked.ids)
     named = None if wanted is None else set(itertools.chain.from_iterable(wanted.values()))
@@ -116,9 +123,28 @@ def rank_files(
         raise ConfigurationError(
             f"{model} has {encoder.num_labels} labels, so there is no one score to rank by. Use `cross-trainer score`."
         )
-    with replacing(output) as path:
-        _write(path, form, _rank(encoder, asked, documents, plan, top_k, window, apart=form == "trec"))
-    logger.info("Wrote %s.", output)
+    total = sum(map(len, plan.values()))
+    settings = {
+        "input": [sha256(Path(path)) for path in (queries, corpus, candidates) if path is not None],
+        "--query-id, --query-text": [query_id, query_text],
+        "--document-id, --document-text": [document_id, document_text],
+        "--window": window,
+        **fingerprint(encoder, model, options),
+    }
+    if not begin(partial, settings, output, -(-total // window), overwrite):
+        return
+    from cross_trainer.scoring.engine import with_logits
+
+    pairs = (
+        (asked[asked.ids[query]], documents[documents.ids[name]]) for query, names in plan.items() for name in names
+    )
+    score_missing(encoder, pairs, total, partial, window, activation=with_logits(encoder.activation_fn))
+
+    def write(path: Path) -> None:
+        scores = partial.scores(-(-total // window))
+        _write(path, form, _rank(plan, scores, encoder.activation_fn, top_k, apart=form == "trec"))
+
+    finish(partial, output, overwrite, write)
 
 
 def choose_text(path: Name, first: Row, asked: str | None, option: str, ids: Collection[str] = ID_NAMES) -> str:
@@ -279,24 +305,12 @@ def _plan(queries: TextStore, wanted: Plan | None, documents: TextStore) -> Plan
 
 
 def _rank(
-    encoder: CrossEncoder,
-    queries: TextStore,
-    documents: TextStore,
-    plan: Plan,
-    top_k: int | None,
-    window: int,
-    *,
-    apart: bool,
+    plan: Plan, windows: Iterable[NDArray[np.float32]], activation: Activation, top_k: int | None, *, apart: bool
 ) -> Iterator[Ranking]:
-    """The documents and scores of each query, best first."""
-    from cross_trainer.scoring.engine import best_first, with_logits
+    """The documents and scores of each query, best first, of the scores and logits [W, 2] of each window of pairs."""
+    from cross_trainer.scoring.engine import best_first
 
-    activation = encoder.activation_fn
-    pairs = (
-        (queries[queries.ids[query]], documents[documents.ids[name]]) for query, names in plan.items() for name in names
-    )
-    windows = encoder.score_windows(pairs, window, activation=with_logits(activation))
-    take = taking(show_progress(windows, sum(map(len, plan.values()))))
+    take = taking(windows)
     for query, names in plan.items():
         values, logits = take(len(names)).T
         best = best_first(values, logits, activation)[:top_k]

@@ -11,22 +11,25 @@ Shapes: P pairs, W pairs of a window, C columns of scores.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import filecmp
 import hashlib
 import itertools
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import cross_trainer
 from cross_trainer.commands.partial import PartialScores
+from cross_trainer.commands.processes import is_main, on_main, wait_for_all
 from cross_trainer.data.tables import Format, Found, Name, check_output, check_table, join_scores, read_rows, replacing
 from cross_trainer.errors import ConfigurationError, CrossTrainerError, DataError
 from cross_trainer.internals import commit_hash
+from cross_trainer.saved.adapters import is_adapted
 from cross_trainer.saved.folder import saved_text_columns
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ logger = logging.getLogger(__name__)
 WINDOW = 4096  # pairs that are scored together, and lost together when the process is killed
 MODEL_FILES = (
     "config.json",
+    "adapter_config.json",
     "*.safetensors",
     "*.index.json",
     "pytorch_model*.bin",
@@ -89,76 +93,156 @@ def score_file(
     form, partial = Format.of(output), PartialScores(f"{output}.partial")
     if output.exists() and source.exists() and output.samefile(source):
         raise ConfigurationError(f"{output} is the input itself. Name another output.")
-    if not partial.folder.exists():
-        check_output(output, overwrite)
-    digest = _sha256(source)
-    found = check_table(source, form, text_columns, None if text_columns else trained_columns(model, **options))
-    logger.info("%s: %d pairs of %s", source, found.rows, " and ".join(map(repr, found.texts)) or "no columns")
-    if found.empty:
-        logger.warning("%d of the texts are empty. They are scored as they are.", found.empty)
+
+    def check() -> tuple[str, Found]:
+        if not partial.folder.exists():
+            check_output(output, overwrite)
+        digest = sha256(source)
+        found = check_table(source, form, text_columns, None if text_columns else trained_columns(model, **options))
+        logger.info("%s: %d pairs of %s", source, found.rows, " and ".join(map(repr, found.texts)) or "no columns")
+        if found.empty:
+            logger.warning("%d of the texts are empty. They are scored as they are.", found.empty)
+        return digest, found
+
+    digest, found = on_main(check)
     encoder = load_encoder(model, **options)
     names = _score_names(encoder, score_column, found)
     settings = {
-        "model": _model_fingerprint(encoder, model),
         "input": digest,
         "--text-columns": list(found.texts),
         "--symmetric": symmetric,
         "--logits": logits,
         "--window": window,
-        "--quantize": options.get("quantize"),
-        **_environment(encoder),
+        **fingerprint(encoder, model, options),
     }
-    if partial.was_finished(settings) and output.exists():
-        partial.remove()
-        logger.info("%s is complete.", output)
+    if not begin(partial, settings, output, -(-found.rows // window), overwrite):
         return
-    windows = -(-found.rows // window)
-    if partial.count(windows) < windows:
-        check_output(output, overwrite)
-    partial.begin(settings, overwrite)
-    done = partial.count(windows)
-    start = min(done * window, found.rows)
-    if start:
-        logger.info("Continuing with row %d of %d.", start, found.rows)
-    rows = itertools.islice(read_rows(source, found.texts), start, None)
-    scores = encoder.score_windows(
-        rows, window, activation="logits" if logits else None, symmetric=symmetric, columns=found.texts
+    score_missing(
+        encoder,
+        read_rows(source, found.texts),
+        found.rows,
+        partial,
+        window,
+        activation="logits" if logits else None,
+        symmetric=symmetric,
+        columns=found.texts,
     )
-    _keep(show_progress(scores, found.rows, start), partial, done)
-    if _sha256(source) != digest:
-        raise DataError(f"{source} was changed while it was being scored. Pass --overwrite to begin again.")
-    with replacing(output, partial.joined) as path:
-        join_scores(source, path, form, found, names, partial.scores(windows))
-        # The process may have been killed right after it had put the output in its place: then the two are equal.
-        if output.exists() and not filecmp.cmp(path, output, shallow=False):
+
+    def write(path: Path) -> None:
+        if sha256(source) != digest:
+            raise DataError(f"{source} was changed while it was being scored. Pass --overwrite to begin again.")
+        join_scores(source, path, form, found, names, partial.scores(-(-found.rows // window)))
+
+    finish(partial, output, overwrite, write)
+
+
+# -- in windows, which any process may score, now or after it was killed -----------------------------------------------
+
+
+def begin(
+    partial: PartialScores, settings: Mapping[str, Any], output: Path, windows: int, overwrite: bool = False
+) -> bool:
+    """Begin an output or continue with it; False if it is complete.
+
+    Args:
+        partial: Where its scores are kept until it is written.
+        settings: Everything that they depend on, as JSON.
+        output: The file.
+        windows: How many there are.
+        overwrite: Replace `output`, and a half-done output of other settings.
+
+    Raises:
+        ConfigurationError: `output` is there, or half of one with other settings.
+    """
+
+    def decide() -> bool:
+        if partial.was_finished(settings) and output.exists():
+            partial.remove()
+            logger.info("%s is complete.", output)
+            return False
+        if partial.missing(windows):
             check_output(output, overwrite)
-    partial.finish()
-    logger.info("Wrote %s.", output)
+        partial.begin(settings, overwrite)
+        return True
+
+    return on_main(decide)
 
 
-def _keep(windows: Iterable[NDArray[np.float32]], partial: PartialScores, first: int) -> None:
-    """Keep the scores of each window as soon as they are computed."""
-    for index, scores in enumerate(windows, first):
-        partial.save(index, scores)
+def score_missing(
+    encoder: CrossEncoder, rows: Iterable[Any], total: int, partial: PartialScores, window: int, **how: Any
+) -> None:
+    """Score the windows that aren't done, each process its share, and keep each as soon as it is computed.
+
+    Args:
+        encoder: The model.
+        rows: All pairs, in order.
+        total: P.
+        partial: Where the scores are kept.
+        window: W.
+        how: Further arguments of `CrossEncoder.score_windows`.
+    """
+    from cross_trainer.scoring.engine import process_of_all
+
+    count = -(-total // window)
+    left = on_main(lambda: partial.missing(count))
+    if len(left) < count:
+        logger.info("Continuing: %d of %d windows of %d pairs are done.", count - len(left), count, window)
+    process, processes = process_of_all()
+    share = left[process::processes]
+    mine, source = set(share), iter(rows)
+
+    def chosen() -> Iterator[Any]:
+        for index in range(max(share, default=-1) + 1):
+            part = itertools.islice(source, window)
+            if index in mine:
+                yield from part
+            else:
+                collections.deque(part, maxlen=0)  # passed over
+
+    scores = show_progress(encoder.score_windows(chosen(), window, **how), min(total, len(share) * window))
+    for index, found in zip(share, scores, strict=True):
+        partial.save(index, found)
 
 
-def show_progress(
-    windows: Iterable[NDArray[np.float32]], total: int | None = None, start: int = 0
-) -> Iterator[NDArray[np.float32]]:
+def finish(partial: PartialScores, output: Path, overwrite: bool, write: Callable[[Path], None]) -> None:
+    """Write an output once all processes have scored their share, and remove what was kept for it.
+
+    Args:
+        partial: Where its scores are kept.
+        output: The file.
+        overwrite: Replace it.
+        write: Writes it under another name.
+
+    Raises:
+        ConfigurationError: Another file has taken its place meanwhile.
+    """
+    wait_for_all()
+
+    def write_once() -> None:
+        with replacing(output, partial.joined) as path:
+            write(path)
+            # The process may have been killed right after it had put the output in its place: then the two are equal.
+            if output.exists() and not filecmp.cmp(path, output, shallow=False):
+                check_output(output, overwrite)
+        partial.finish()
+        logger.info("Wrote %s.", output)
+
+    on_main(write_once)
+
+
+def show_progress(windows: Iterable[NDArray[np.float32]], total: int | None = None) -> Iterator[NDArray[np.float32]]:
     """Pass windows of scores [W, C] on, and show a progress bar on a terminal.
 
     Args:
         windows: The scores.
-        total: The number of all pairs, if it is known.
-        start: How many of them were scored earlier.
+        total: How many pairs there are to score, if it is known.
     """
     from tqdm import tqdm
 
     # tqdm would draw nothing on a terminal of unknown size.
     width, height = shutil.get_terminal_size()
-    with tqdm(
-        total=total, initial=start, unit=" pairs", desc="Scoring", disable=None, ncols=width, nrows=height
-    ) as bar:
+    shown = None if is_main() else True
+    with tqdm(total=total, unit=" pairs", desc="Scoring", disable=shown, ncols=width, nrows=height) as bar:
         for window in windows:
             bar.update(len(window))
             yield window
@@ -188,11 +272,10 @@ def trained_columns(name: str, *, revision: str | None = None, **_options: Any) 
     Raises:
         ConfigurationError: There is no such model.
     """
-    from transformers import PretrainedConfig
+    from cross_trainer.saved.loading import read_settings
 
     with _naming(name):
-        settings, _ = PretrainedConfig.get_config_dict(name, revision=revision)
-        return saved_text_columns(SimpleNamespace(**settings))
+        return saved_text_columns(SimpleNamespace(**read_settings(name, {"revision": revision})))
 
 
 @contextlib.contextmanager
@@ -225,13 +308,21 @@ def _score_names(encoder: CrossEncoder, column: str, found: Found) -> list[str]:
 # -- the fingerprint ---------------------------------------------------------------------------------------------------
 
 
-def _environment(encoder: CrossEncoder) -> dict[str, Any]:
-    """Everything else that scores depend on, down to the last bit."""
+def fingerprint(encoder: CrossEncoder, model: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """All that scores depend on beside the texts, down to the last bit.
+
+    Args:
+        encoder: The model.
+        model: Its name or folder.
+        options: The options that it was loaded with.
+    """
     import tokenizers
     import torch
     import transformers
 
     return {
+        "model": _model_fingerprint(encoder, model),
+        "--quantize": options.get("quantize"),
         "--max-length": encoder.max_length,
         "--max-tokens": encoder.max_tokens,
         "--dtype": str(encoder.model.dtype).removeprefix("torch."),
@@ -244,15 +335,27 @@ def _environment(encoder: CrossEncoder) -> dict[str, Any]:
 
 
 def _model_fingerprint(encoder: CrossEncoder, name: str) -> str:
-    """The commit of a model on the Hub, or the hash of the files in its folder."""
+    """The commit of a model on the Hub, or the hash of the files in its folder; an adapter's, those of its base too."""
+    if not is_adapted(encoder.model):
+        return _fingerprint(encoder, name)
+    digest = hashlib.sha256()
+    for weight in encoder.model.parameters():
+        if weight.requires_grad:
+            digest.update(weight.detach().cpu().float().numpy().tobytes())
+    base = _fingerprint(encoder, str(encoder.config.name_or_path))
+    return f"{_fingerprint(encoder, name)} with {digest.hexdigest()} over {base}"
+
+
+def _fingerprint(encoder: CrossEncoder, name: str) -> str:
     folder = Path(name)
     if not folder.is_dir():
         return f"{name}@{commit_hash(encoder.config)}"
     files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)})
-    return hashlib.sha256("".join(f"{path.name} {_sha256(path)}\n" for path in files).encode()).hexdigest()
+    return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in files).encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The hash of a file's content, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

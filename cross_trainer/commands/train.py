@@ -77,6 +77,10 @@ class TrainArguments(RecipeArguments):
     in_batch_negatives: int = field(
         default=0, metadata={"help": "Positives of other rows to train each row (query, positive) against."}
     )
+    merge_adapters: bool = field(
+        default=False,
+        metadata={"help": "Save the model of an adapter's folder whole, with the adapter in its weights."},
+    )
 
 
 def train_model(arguments: TrainArguments, training_arguments: TrainingArguments) -> None:
@@ -121,7 +125,8 @@ def train_model(arguments: TrainArguments, training_arguments: TrainingArguments
         smoothing, device = training_arguments.label_smoothing_factor, training_arguments.device.type
         typer.echo(repr(make_plan(arguments.model, **options, label_smoothing_factor=smoothing, device=device)))
         return
-    trainer = CrossEncoderTrainer(arguments.model, training_arguments, **options)
+    merging = arguments.merge_adapters
+    trainer = CrossEncoderTrainer(arguments.model, training_arguments, **options, merge_adapters=merging)
     _choose_best_by(trainer)
     trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint)
     finish(trainer, splits)

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from cross_trainer.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -162,6 +164,109 @@ def saved_text_columns(config: Any) -> tuple[str, str] | None:
     return None if columns is None else (str(columns[0]), str(columns[1]))
 
 
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+LABEL_ENTRIES: dict[str, tuple[type, str]] = {
+    "num_labels": (int, "a whole number"),
+    "id2label": (dict, "names by index"),
+    "label2id": (dict, "indices by name"),
+    "problem_type": (str, "a text"),
+}
+"""Entries of config.json about labels, and what each is, unless it is null."""
+
+NULLABLE = (*LABEL_ENTRIES, "auto_map")
+
+
+def read_json(name: str, file: str, source: Mapping[str, Any]) -> Any:
+    """A file of a folder or a repository, or None where there is none.
+
+    Args:
+        name: On the Hub, or a folder.
+        file: Its name there.
+        source: Where to load from: arguments of `from_pretrained`.
+    """
+    path = find_file(name, file, source)
+    return None if path is None else json.loads(path.read_text(encoding="utf-8"))
+
+
+def find_file(name: str, file: str, source: Mapping[str, Any]) -> Path | None:
+    """Where a file of a folder or a repository lies on this machine, or None where there is none; as `read_json`."""
+    from transformers.utils.hub import cached_file
+
+    asked = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
+    where = {key: source[key] for key in asked if source.get(key) is not None}
+    path = cached_file(
+        name,
+        file,
+        **where,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if path is None else Path(path)
+
+
+def read_config(name: str, source: Mapping[str, Any]) -> Any:
+    """The config of a saved model, where entries about labels that are null count as left out.
+
+    Args:
+        name: On the Hub, or a folder.
+        source: Where to load from and what to trust: arguments of `from_pretrained`.
+
+    Raises:
+        ConfigurationError: An entry about labels isn't what it should be; the message names it and the file.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(name, **source)
+    except (AttributeError, TypeError, ValueError) as error:  # transformers counts nulls and looks into them
+        said = read_json(name, "config.json", source) or {}
+        check_entries(name, said, error)
+        null = [key for key in NULLABLE if said.get(key, 0) is None]
+        if not null:
+            raise
+        config = _without(null, name, said, error)
+    if getattr(config, "auto_map", 0) is None:
+        del config.auto_map
+    check_entries(name, vars(config))
+    names = config.label2id
+    if not config.id2label and names:
+        config.id2label = {index: label for label, index in names.items()}
+    if names is None and config.id2label:
+        config.label2id = {label: index for index, label in config.id2label.items()}
+    return config
+
+
+def check_entries(name: str, said: Mapping[str, Any], error: Exception | None = None) -> None:
+    """Check entries of config.json about labels.
+
+    Raises:
+        ConfigurationError: One isn't what it should be; the message names it.
+    """
+    for key, (kind, words) in LABEL_ENTRIES.items():
+        if said.get(key) is not None and not isinstance(said[key], kind):
+            raise ConfigurationError(
+                f"{name}: config.json has {key}={said[key]!r}, expected {words}. Correct it or leave it out."
+            ) from error
+
+
+def _without(null: Sequence[str], name: str, said: dict[str, Any], error: Exception) -> Any:
+    """The config that config.json describes without some of its entries."""
+    from transformers import AutoConfig
+
+    kept = {key: value for key, value in said.items() if key not in null}
+    if "auto_map" in kept or "model_type" not in kept:
+        raise ConfigurationError(
+            f"{name}: config.json has null for {', '.join(null)}, on which its own code fails. Leave the entry out."
+        ) from error
+    config: Any = AutoConfig.for_model(**kept)
+    config.name_or_path = name
+    return config
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
 def complete_folder(
     folder: str | Path,
     config: Any,
@@ -172,7 +277,8 @@ def complete_folder(
 ) -> None:
     """Write all that a folder with a saved model lacks, so that every reader reads, cuts and scores pairs alike.
 
-    Keys that other tools have put into sentence-transformers' files stay. The tokenizer in memory stays as it is.
+    The folder of an adapter has no config.json; `keep_config` writes what one would say. Keys that other tools have put
+    into sentence-transformers' files stay. The tokenizer in memory stays as it is.
 
     Args:
         folder: Where the model is.
@@ -190,7 +296,9 @@ def complete_folder(
         described.write_text(json.dumps({**content, **labels}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     reading = Path(folder, "sentence_bert_config.json")
     limit = {} if max_length is None else {"max_seq_length": max_length}
-    _merge_json(reading, {**limit, "do_lower_case": False, **READING_OF_CLASSIFIERS}, OF_OTHER_MODELS)
+    was_adapter = bool(content) and OVER_BASE in _read_json(reading)
+    dropped = (*OF_OTHER_MODELS, OVER_BASE, "model_kwargs") if was_adapter else OF_OTHER_MODELS
+    _merge_json(reading, {**limit, "do_lower_case": False, **READING_OF_CLASSIFIERS}, dropped)
     scores = Path(folder, "config_sentence_transformers.json")
     ours = {
         "model_type": "CrossEncoder",
@@ -200,6 +308,44 @@ def complete_folder(
     }
     _merge_json(scores, ours)
     _write_json(Path(folder, "modules.json"), [{"idx": 0, "name": "0", "path": "", "type": MODULE}])
+
+
+OVER_BASE = "config_kwargs"
+"""The entry of `sentence_bert_config.json` by which sentence-transformers changes the config of an adapter's base."""
+
+OPTIONAL = ("sentence_transformers", "sbert_ce_default_activation_function", READING)
+"""Entries of config.json that not every config has."""
+
+KEPT_OVER_BASE = ("id2label", "label2id", "problem_type", "pad_token_id", *OPTIONAL)
+
+
+def keep_config(folder: str | Path, config: Any, more: Mapping[str, Any], resized: bool) -> None:
+    """Write what a model's config says and its base's doesn't into an adapter's folder.
+
+    A config.json there would have transformers look for the base's weights beside it. sentence-transformers sets these
+    entries by itself.
+
+    Args:
+        folder: Where the adapter is.
+        config: The model's.
+        more: Further entries of a config.
+        resized: Whether weights of the base have another shape, in whose place the adapter holds its own.
+    """
+    kept = {**{key: getattr(config, key) for key in KEPT_OVER_BASE if hasattr(config, key)}, **more}
+    options = {"model_kwargs": {"ignore_mismatched_sizes": True}} if resized else {}
+    _merge_json(Path(folder, "sentence_bert_config.json"), {OVER_BASE: kept, **options})
+
+
+def apply_config(config: Any, kept: Mapping[str, Any]) -> None:
+    """Write what `keep_config` has kept into the config of the adapter's base."""
+    for key in KEPT_OVER_BASE:
+        if key in kept:
+            setattr(config, key, kept[key])
+        elif key in OPTIONAL and hasattr(config, key):
+            delattr(config, key)
+    if not kept.get("id2label"):
+        config.num_labels = kept.get("num_labels", config.num_labels)
+    config.id2label = {int(index): label for index, label in config.id2label.items()}
 
 
 MODULE = "sentence_transformers.base.modules.transformer.Transformer"

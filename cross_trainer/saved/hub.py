@@ -6,13 +6,14 @@ import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 
+from cross_trainer.saved.adapters import files_of_other_form
 from cross_trainer.spellings import REFUSED, spelled
 
 
 class Saves(Protocol):
     """What can be uploaded."""
 
-    def save_pretrained(self, folder: str | Path) -> Any:
+    def save_pretrained(self, folder: str | Path, *, merge_adapters: bool = False) -> Any:
         """Write all of its files into a folder."""
 
 
@@ -28,6 +29,7 @@ def push_to_hub(
     commit_description: str | None = None,
     exist_ok: bool = True,
     create_pr: bool = False,
+    merge_adapters: bool = False,
 ) -> str:
     """Upload what `save_pretrained` writes, in one commit; the repository is made if it isn't there.
 
@@ -41,6 +43,7 @@ def push_to_hub(
         commit_description: The text below it.
         exist_ok: False refuses a repository that is there.
         create_pr: Open a pull request instead.
+        merge_adapters: As in `save_pretrained`. What an earlier model of the other form left there is removed.
 
     Returns:
         The address of the commit, or of the pull request.
@@ -52,7 +55,7 @@ def push_to_hub(
     if revision is not None:
         api.create_branch(repo, branch=revision, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        self.save_pretrained(folder)
+        self.save_pretrained(folder, merge_adapters=merge_adapters)
         commit = api.upload_folder(
             repo_id=repo,
             folder_path=folder,
@@ -60,5 +63,6 @@ def push_to_hub(
             commit_message=commit_message or "Add a cross-encoder",
             commit_description=commit_description,
             create_pr=create_pr,
+            delete_patterns=files_of_other_form(folder),
         )
     return str(commit.pr_url if create_pr else commit.commit_url)

@@ -7,27 +7,35 @@ unless the caller asks for more.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import inspect
-import json
+import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from cross_trainer.errors import ConfigurationError, short
+from cross_trainer.internals import process_state
+from cross_trainer.saved.adapters import SETTINGS, Adapter
 from cross_trainer.saved.folder import (
     ACTIVATION_CLASSES,
+    OVER_BASE,
     activation_path,
+    check_entries,
     describe_scores,
+    find_file,
     forget_scores,
     name_activation,
+    name_labels,
     position_limit,
+    read_config,
+    read_json,
 )
 
 logger = logging.getLogger(__name__)
@@ -40,7 +48,7 @@ class Loaded:
     """A saved classifier.
 
     Attributes:
-        model: The plain transformers model.
+        model: The plain transformers model, or a `PeftModel` of one.
         is_new: Whether its head is new, with random weights.
         max_length: Tokens of a pair at most, where sentence-transformers' files say so.
         prompts: Texts by name that sentence-transformers may put before the first text of a pair.
@@ -63,7 +71,7 @@ def load_classifier(
     model_kwargs: Mapping[str, Any] | None = None,
     config_kwargs: Mapping[str, Any] | None = None,
 ) -> Loaded:
-    """Load a saved model as a sequence classifier.
+    """Load a saved model, or an adapter with its base model, as a sequence classifier.
 
     Args:
         name: On the Hub, or a folder.
@@ -76,34 +84,36 @@ def load_classifier(
 
     Raises:
         ConfigurationError: No classification head is saved, and no `num_labels` asks for a new one; its modules aren't
-            those of a plain classifier; the only weights are pickles, and they are refused; or the config has no such
-            setting.
+            those of a plain classifier; the only weights are pickles, and they are refused; the config has no such
+            setting; or an adapter can't be put on its base model.
+        UnsupportedModelError: An adapter is of a kind that isn't supported.
+        MissingDependencyError: There is an adapter, and peft isn't installed.
     """
-    from transformers import AutoConfig
-
     _check_model_kwargs(model_kwargs or {}, dtype)
-    weights_source, source = {**source, **(model_kwargs or {})}, {**source, **(config_kwargs or {})}
-    config, unknown = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **source)
-    if unknown:
-        setting, value = next(iter(unknown.items()))
-        raise ConfigurationError(
-            f"config_kwargs={{{setting!r}: {value!r}}}: {type(config).__name__} has no such setting, so it would "
-            "change nothing."
-        )
+    weights_source = {**source, **(model_kwargs or {})}
+    adapter = Adapter.read(name, source, use_safetensors)
+    config = read_config(name, source) if adapter is None else adapter.config()
+    _apply_settings(config, config_kwargs or {})
     told = SentenceTransformersFiles.read(name, source)
-    is_classifier = told.obstacle is None and has_head(config)
+    is_classifier = told.obstacle is None and (adapter is not None or has_head(config))
     if num_labels is None and not is_classifier:
         raise ConfigurationError(_no_head(name, told.obstacle or f"the architecture {_architecture(config)}"))
     if told.activation is not None:
         name_activation(config, told.activation)
     if num_labels is not None and num_labels != config.num_labels:
-        if _says_its_labels(name, source):
+        if adapter is not None or _says_its_labels(name, source):
             forget_scores(config)
         config.num_labels = num_labels
-    model, missing = _load_weights(name, config, dtype, use_safetensors, num_labels is not None, weights_source)
-    if missing and num_labels is None:
-        raise ConfigurationError(_no_head(name, f"no weights for {', '.join(sorted(missing)[:3])}"))
-    if missing:
+    if adapter is not None:
+        options = {"use_safetensors": use_safetensors, "dtype": dtype, **(model_kwargs or {})}
+        model, is_new = adapter.load(config, num_labels is not None, **options)
+    else:
+        model, missing = _load_weights(name, config, dtype, use_safetensors, num_labels is not None, weights_source)
+        if missing and num_labels is None:
+            raise ConfigurationError(_no_head(name, f"no weights for {', '.join(sorted(missing)[:3])}"))
+        is_new = bool(missing)
+    _align(model)
+    if is_new:
         forget_scores(model.config)  # they were the old head's
         return Loaded(model, is_new=True)
     if told.obstacle is not None:
@@ -134,12 +144,47 @@ def _check_model_kwargs(model_kwargs: Mapping[str, Any], dtype: torch.dtype | No
             raise ConfigurationError(f"model_kwargs={{{key!r}: {short(value)}}}: {advice}")
 
 
-def _says_its_labels(name: str, source: dict[str, Any]) -> bool:
-    """Whether a config.json holds the number of labels; without it, transformers assumes two."""
+def _apply_settings(config: Any, settings: Mapping[str, Any]) -> None:
+    for name, value in settings.items():
+        if not hasattr(config, name):
+            raise ConfigurationError(
+                f"config_kwargs={{{name!r}: {value!r}}}: {type(config).__name__} has no such setting, so it would "
+                "change nothing."
+            )
+        setattr(config, name, value)
+
+
+def load_config(name: str, source: Mapping[str, Any], use_safetensors: bool = True) -> Any:
+    """The config of a saved model or of an adapter's, without its weights; arguments as in `load_classifier`.
+
+    Raises:
+        ConfigurationError: It can't be read; the message names the entry and the file, or the adapter's base model.
+    """
+    adapter = Adapter.read(name, source, use_safetensors)
+    return read_config(name, source) if adapter is None else adapter.config()
+
+
+def read_settings(name: str, source: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json says about a saved model, or in its place the files of an adapter."""
     from transformers import PretrainedConfig
 
+    if find_file(name, SETTINGS, source) is not None:
+        return dict((read_json(name, "sentence_bert_config.json", source) or {}).get(OVER_BASE) or {})
     said, _ = PretrainedConfig.get_config_dict(name, **source)
+    return said
+
+
+def _says_its_labels(name: str, source: dict[str, Any]) -> bool:
+    """Whether a config.json holds the number of labels; without it, transformers assumes two."""
+    said = read_settings(name, source)
     return bool(said.get("id2label") or said.get("num_labels"))
+
+
+def _take_names(config: Any, label2id: Mapping[str, int]) -> None:
+    """Name a config's labels by `label2id`, where it knows as many."""
+    names = {index: label for label, index in label2id.items()}
+    if sorted(names) == list(range(config.num_labels)):
+        name_labels(config, [names[index] for index in sorted(names)])
 
 
 def _load_weights(
@@ -151,25 +196,57 @@ def _load_weights(
     options = {"use_safetensors": use_safetensors, "ignore_mismatched_sizes": True, **source}
     if dtype is not None:
         options["dtype"] = dtype
-    try:
+    with refusing_pickles(name):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             name, config=config, output_loading_info=True, **options
         )
-    except OSError as error:
-        if options["use_safetensors"] and "safetensors" in str(error):
-            raise ConfigurationError(
-                f"{name} has no weights in safetensors files. Pickled weights can run code when they are loaded: "
-                "pass use_safetensors=False if you trust their author."
-            ) from error
-        raise
     other = [(key, tuple(found), tuple(built)) for key, found, built in info["mismatched_keys"]]
     if other and not new_head:
         key, found, built = other[0]
+        if found[0] != built[0] == config.num_labels and not _says_its_labels(name, source):  # the head's weights do
+            config.num_labels = found[0]
+            said = read_settings(name, source)
+            check_entries(name, said)
+            _take_names(config, said.get("label2id") or {})
+            return _load_weights(name, config, dtype, use_safetensors, new_head, source)
         raise ConfigurationError(
             f"{name}: the weights {key} have the shape {found}, and config.json, with {config.num_labels} labels, asks "
             f"for {built}. Correct id2label in config.json, or pass num_labels={found[0]}."
         )
     return model, [*info["missing_keys"], *(key for key, _, _ in other)]
+
+
+ALIGNMENT = 64
+"""Bytes: a line of a processor's cache, and where torch places what it allocates."""
+
+
+def _align(model: Any) -> None:
+    """Move weights to where torch would have placed them.
+
+    Those of a file are mapped wherever they lie in it, and kernels on CPUs choose by the address how they round: scores
+    would depend on the length of the file's header.
+    """
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
+
+
+@contextlib.contextmanager
+def refusing_pickles(name: str, remedy: str = "use_safetensors=False") -> Iterator[None]:
+    """Say what to do where a model has no weights in safetensors files.
+
+    Raises:
+        ConfigurationError: It has none.
+    """
+    try:
+        yield
+    except OSError as error:
+        if "safetensors" not in str(error):
+            raise
+        raise ConfigurationError(
+            f"{name} has no weights in safetensors files. Pickled weights can run code when they are loaded: "
+            f"pass {remedy} if you trust their author."
+        ) from error
 
 
 def _architecture(config: Any) -> str:
@@ -213,11 +290,11 @@ class SentenceTransformersFiles:
     @classmethod
     def read(cls, name: str, source: Mapping[str, Any]) -> SentenceTransformersFiles:
         """Read the files of a folder or a repository; files of models that aren't cross-encoders say nothing."""
-        modules = _read_json(name, "modules.json", source)
-        told = _read_json(name, "config_sentence_transformers.json", source) if modules else None
+        modules = read_json(name, "modules.json", source)
+        told = read_json(name, "config_sentence_transformers.json", source) if modules else None
         if not modules or not told or told.get("model_type") != "CrossEncoder":
             return cls()
-        reading = _read_json(name, "sentence_bert_config.json", source) or {}
+        reading = read_json(name, "sentence_bert_config.json", source) or {}
         default, prompts = told.get("default_prompt_name"), told.get("prompts") or {}
         return cls(
             _obstacle(modules, reading, default, prompts),
@@ -247,27 +324,18 @@ def _obstacle(modules: list[Any], reading: dict[str, Any], default: str | None, 
     return None
 
 
-def _read_json(name: str, file: str, source: Mapping[str, Any]) -> Any:
-    """A file of a folder or a repository, or None where there is none."""
-    from transformers.utils.hub import cached_file
-
-    asked = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
-    where = {key: source[key] for key in asked if source.get(key) is not None}
-    path = cached_file(
-        name,
-        file,
-        **where,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
-
-
-def load_tokenizer(name: str, source: dict[str, Any]) -> Any:
-    """The tokenizer that lies beside a saved model."""
+def load_tokenizer(name: str, source: Mapping[str, Any]) -> Any:
+    """The tokenizer that lies beside a saved model, or where an adapter has none, the one of its base model."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(name, **source)
+    adapter = Adapter.read(name, source)
+    if adapter is not None and find_file(name, "tokenizer_config.json", source) is None:
+        return AutoTokenizer.from_pretrained(adapter.base, **adapter.base_source)
+    config = {} if adapter is None else {"config": adapter.base_config()}  # some tokenizers go by it
+    try:
+        return AutoTokenizer.from_pretrained(name, **config, **source)
+    except TypeError:  # transformers looks into entries of config.json that are null
+        return AutoTokenizer.from_pretrained(name, config=read_config(name, source), **source)
 
 
 def agreed(name: str, given: Any, elsewhere: str, found: Any) -> Any:
@@ -353,9 +421,7 @@ def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 def default_device() -> torch.device:
     """The GPU of this process, if there is one, else the CPU."""
-    from accelerate import PartialState  # type: ignore[import-untyped]
-
-    return torch.device(PartialState().device)
+    return torch.device(process_state().device)
 
 
 def with_padding(tokenizer: Any, model: Any) -> Any:

@@ -13,6 +13,7 @@ Shapes: P pairs, C classes, D documents of a query.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ import torch
 from cross_trainer.data.pairs import Pair, Truncation, check_truncation, is_single, read_pairs, unique_pairs
 from cross_trainer.errors import ConfigurationError, check_whole, short
 from cross_trainer.execution.view import READS_PADDING
+from cross_trainer.saved.adapters import adapter_folders, write_model
 from cross_trainer.saved.folder import complete_folder, describe_reading, saved_text_columns, saved_truncation
 from cross_trainer.saved.hub import push_to_hub
 from cross_trainer.saved.loading import (
@@ -48,8 +50,8 @@ from cross_trainer.scoring.engine import (
     Scores,
     ScoringEngine,
     identity,
+    process_of_all,
     progress,
-    share_pairs,
     with_logits,
 )
 from cross_trainer.scoring.prepared import PreparedModel
@@ -241,6 +243,7 @@ class CrossEncoder:
         symmetric: bool = False,
         columns: Sequence[str] | None = None,
         distributed: bool = False,
+        devices: Sequence[str | torch.device] | None = None,
         apply_softmax: bool | None = False,
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
@@ -260,7 +263,9 @@ class CrossEncoder:
             columns: The names of the two texts' columns, for dicts and data sets. Default: the first two columns of
                 text.
             distributed: Every process of a distributed run calls this with the same pairs, scores its share, and gets
-                all scores.
+                all scores: those of one process.
+            devices: Score on all of these at once, each with a copy of the model that lasts for this call; a device
+                given twice has two copies. Default: on the model's own. The scores are those of one device of the kind.
             apply_softmax: Over the C classes, after the activation.
             convert_to_numpy: False returns a list of tensors, one for each pair.
             convert_to_tensor: Return one tensor on the model's device, whatever `convert_to_numpy` is.
@@ -286,13 +291,13 @@ class CrossEncoder:
         rows = list(self._read([pairs] if single else pairs, columns, prefix))
         distinct, places = unique_pairs(rows)
         self._place(device)
-        engine = self._engine(batch_size)
-        share, join = share_pairs(distinct) if distributed else (distinct, identity)
-        with progress(show_progress_bar, len(share)) as advance:
-            parts = list(engine.score(share, chosen, symmetric=symmetric, distinct=True, on_batch=advance))
+        engine = self._engine(batch_size, distributed, devices)
+        shown = False if distributed and process_of_all()[0] else show_progress_bar
+        with progress(shown, len(distinct)) as advance:
+            parts = list(engine.score(distinct, chosen, symmetric=symmetric, distinct=True, on_batch=advance))
         # An empty list tells the activation's width by an empty batch of logits.
         parts = parts or [np.asarray(chosen(torch.zeros(0, self.num_labels)), dtype=np.float32)]
-        scores = _squeeze(join(np.concatenate(parts)))[places]
+        scores = _squeeze(np.concatenate(parts))[places]
         if convert_to_numpy and not convert_to_tensor:
             return scores[0] if single else scores
         tensor = torch.as_tensor(scores, device=self.device)
@@ -307,6 +312,8 @@ class CrossEncoder:
         *,
         symmetric: bool = False,
         columns: Sequence[str] | None = None,
+        distributed: bool = False,
+        devices: Sequence[str | torch.device] | None = None,
     ) -> Iterator[Any]:
         """Score a stream of any length in constant memory.
 
@@ -320,6 +327,8 @@ class CrossEncoder:
             activation: As for `predict`.
             symmetric: As for `predict`.
             columns: As for `predict`.
+            distributed: As for `predict`.
+            devices: As for `predict`.
 
         Yields:
             One number for each row, in order, or [C] for more than one label.
@@ -327,8 +336,17 @@ class CrossEncoder:
         Raises:
             DataError: A row isn't a pair of texts; the scores of the windows before its own come first.
         """
-        for scores in self.score_windows(rows, window, batch_size, activation, symmetric=symmetric, columns=columns):
-            yield from _squeeze(scores)
+        windows = self.score_windows(
+            rows,
+            window,
+            batch_size,
+            activation,
+            symmetric=symmetric,
+            columns=columns,
+            distributed=distributed,
+            devices=devices,
+        )
+        yield from itertools.chain.from_iterable(map(_squeeze, windows))
 
     def score_windows(
         self,
@@ -339,6 +357,8 @@ class CrossEncoder:
         *,
         symmetric: bool = False,
         columns: Sequence[str] | None = None,
+        distributed: bool = False,
+        devices: Sequence[str | torch.device] | None = None,
     ) -> Iterator[Scores]:
         """What `predict_iter` scores, a window at a time.
 
@@ -348,7 +368,7 @@ class CrossEncoder:
             Scores [W, C] of W = `window` rows, fewer in the last one.
         """
         prompt = self._prompt(symmetric=symmetric)
-        engine, chosen = self._engine(batch_size), self._activation(activation)
+        engine, chosen = self._engine(batch_size, distributed, devices), self._activation(activation)
         for scores in engine.score(self._read(rows, columns, prompt), chosen, symmetric=symmetric, window=window):
             yield scores.reshape(len(scores), -1)
 
@@ -437,7 +457,12 @@ class CrossEncoder:
             for index in order[:top_k]
         ]
 
-    def _engine(self, batch_size: int | None = None) -> ScoringEngine:
+    def _engine(
+        self,
+        batch_size: int | None = None,
+        distributed: bool = False,
+        devices: Sequence[str | torch.device] | None = None,
+    ) -> ScoringEngine:
         if batch_size is not None:
             check_whole("batch_size", batch_size)
         if self._untrained:
@@ -446,16 +471,21 @@ class CrossEncoder:
                 self.config.name_or_path,
             )
             self._untrained = False
+        pad = self.tokenizer.pad_token_id
+        models = [(self._prepared.of(self.model, pad), self.device)]
+        (model, device), *replicas = models if devices is None else self._prepared.on(devices, self.model, pad)
         return ScoringEngine(
-            self._prepared.of(self.model, self.tokenizer.pad_token_id),
+            model,
             self.tokenizer,
             self.max_length,
             self.max_tokens,
             batch_size,
-            self.device,
+            device,
             self.truncation,
             padding_side(self.model, self.tokenizer),
             self.config.model_type in READS_PADDING,
+            replicas,
+            distributed,
         )
 
     def _place(self, device: str | torch.device | None) -> None:
@@ -579,18 +609,25 @@ class CrossEncoder:
     # -- saving --------------------------------------------------------------------------------------------------------
 
     @spelled(REFUSED["save_pretrained"])
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, *, merge_adapters: bool = False) -> None:
         """Save model, tokenizer, maximal length, activation and prompts for every tool that reads Hugging Face files.
 
         `save` is the same.
 
         Args:
             folder: Made if it isn't there.
+            merge_adapters: Save a plain classifier with the adapters of peft in its weights; the model in memory stays
+                as it is. Without it, the folder holds the active adapter, and names its base model.
+
+        Raises:
+            ConfigurationError: The folder can't hold the model, or there are no adapters to merge.
+            UnsupportedModelError: The adapters can't be merged.
         """
         describe_reading(self.config, self.truncation)
         describe_activation(self.config, self.activation_fn)
-        self.model.save_pretrained(folder)
-        complete_folder(folder, self.config, self.tokenizer, self.max_length, self.prompts, self.default_prompt_name)
+        write_model(self.model, folder, merge_adapters)
+        for place in [Path(folder)] if merge_adapters else adapter_folders(self.model, folder):
+            complete_folder(place, self.config, self.tokenizer, self.max_length, self.prompts, self.default_prompt_name)
 
     save = save_pretrained
 

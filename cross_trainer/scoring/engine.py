@@ -20,7 +20,7 @@ import ctypes
 import itertools
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from cross_trainer.data.pairs import Pair, Truncation, encode_pairs, pad_pairs, unique_pairs
 from cross_trainer.errors import ConfigurationError, check_whole, short
 from cross_trainer.execution.token_budget import cut
+from cross_trainer.internals import process_state
 from cross_trainer.saved.loading import Activation
 
 if TYPE_CHECKING:
@@ -48,10 +49,10 @@ DEFAULT_WINDOW = 4096
 
 @dataclass
 class _Window:
-    """A window ready for the model: its batches, the distinct pair in each row of theirs, and each pair's place."""
+    """A window ready for the model: its batches, the distinct pairs in each of them, and each pair's place."""
 
     batches: list[dict[str, Tensor]]
-    rows: Tensor
+    pieces: list[Tensor]
     inverse: Any  # an index
 
 
@@ -69,6 +70,10 @@ class ScoringEngine:
         truncation: Which text of a longer pair is cut, see `encode_pairs`.
         padding_side: Where rows are padded, see `padding_side`.
         equal_lengths: Batch pairs of one length only, for models that read padding.
+        replicas: Copies of the model on further devices, each with its device. Batches are dealt out in turn.
+        distributed: Every process of a distributed run scores the same pairs with an engine of its own: batches are
+            dealt out to the processes in turn, and each process gets all scores. Batches are those of one process, and
+            so are the scores.
     """
 
     model: Callable[..., Any]
@@ -80,6 +85,8 @@ class ScoringEngine:
     truncation: Truncation = "longest_first"
     padding_side: str | None = None
     equal_lengths: bool = False
+    replicas: Sequence[tuple[Callable[..., Any], torch.device]] = ()
+    distributed: bool = False
 
     def score(
         self,
@@ -99,7 +106,7 @@ class ScoringEngine:
             symmetric: Average over both orders of the two texts.
             distinct: No pair is given twice, so that none has to be looked for.
             window: Pairs that are sorted and batched together.
-            on_batch: Called after each batch with the number of its rows.
+            on_batch: Called after each batch with the number of its rows, and of those that others score meanwhile.
 
         Yields:
             [W, C] of each window, or [W] if the activation returns that, in float32.
@@ -145,18 +152,39 @@ class ScoringEngine:
             pieces = [part for piece in pieces for part in torch.split(piece, self.batch_size)]
         features, side = encoded.features, self.padding_side
         batches = [pad_pairs(self.tokenizer, features, piece.tolist(), side=side) for piece in pieces]
-        return _Window(batches, torch.cat(pieces), inverse)
+        return _Window(batches, pieces, inverse)
 
-    @torch.inference_mode()
     def _run(self, window: _Window, on_batch: Callable[[int], Any]) -> Tensor:
         """Logits of a window's pairs [W, C] in the order given, in float32 on the CPU."""
-        parts = []
-        for batch in window.batches:
-            moved = {name: values.to(self.device, non_blocking=True) for name, values in batch.items()}
-            parts.append(self.model(**moved).logits)
-            on_batch(len(batch["input_ids"]))
-        logits = torch.cat(parts).float().cpu()
-        return torch.empty_like(logits).index_copy_(0, window.rows, logits)[window.inverse]
+        process, processes = process_of_all() if self.distributed else (0, 1)
+        share = range(process, len(window.batches), processes)
+        models = [(self.model, self.device), *self.replicas]
+
+        @torch.inference_mode()
+        def run(part: range, model: Callable[..., Any], device: torch.device) -> Tensor:
+            parts = []
+            for place in part:
+                moved = {name: values.to(device, non_blocking=True) for name, values in window.batches[place].items()}
+                parts.append(model(**moved).logits)
+                together = range(place - process, min(place - process + processes, len(window.batches)))
+                on_batch(sum(len(window.pieces[other]) for other in together))
+            return torch.cat(parts).float().cpu()
+
+        dealt = [share[start :: len(models)] for start in range(len(models))]
+        work = [(part, *model) for part, model in zip(dealt, models, strict=True) if part]
+        if len(work) > 1:
+            with ThreadPoolExecutor(len(work), thread_name_prefix="score") as threads:
+                logits = list(threads.map(run, *zip(*work, strict=True)))
+        else:
+            logits = [run(*task) for task in work]
+        done = [(part, values) for (part, _, _), values in zip(work, logits, strict=True)]
+        if processes > 1:
+            from accelerate.utils import gather_object  # type: ignore[import-untyped]
+
+            done = gather_object(done)
+        rows = torch.cat([window.pieces[place] for part, _ in done for place in part])
+        scored = torch.cat([values for _, values in done])
+        return torch.empty_like(scored).index_copy_(0, rows, scored)[window.inverse]
 
     def _finish(self, logits: Tensor, activation: Activation, symmetric: bool) -> Scores:
         with torch.inference_mode():
@@ -240,21 +268,10 @@ def _return_freed_memory() -> None:
 # -- around a call -----------------------------------------------------------------------------------------------------
 
 
-def share_pairs(pairs: list[Pair]) -> tuple[list[Pair], Callable[[Scores], Scores]]:
-    """This process's share of the pairs, and how to join all processes' scores in order."""
-    from accelerate import PartialState  # type: ignore[import-untyped]
-    from accelerate.utils import gather_object  # type: ignore[import-untyped]
-
-    state = PartialState()
-
-    def join(scores: Scores) -> Scores:
-        parts = gather_object([scores]) if state.num_processes > 1 else [scores]
-        joined = np.empty((len(pairs), *scores.shape[1:]), dtype=np.float32)
-        for process, part in enumerate(parts):
-            joined[process :: state.num_processes] = part
-        return joined
-
-    return pairs[state.process_index :: state.num_processes], join
+def process_of_all() -> tuple[int, int]:
+    """This process's number in a distributed run, and how many there are."""
+    state = process_state()
+    return state.process_index, state.num_processes
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ Q queries of a batch, N documents of the corpus, P pairs to score.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import operator
@@ -561,10 +562,14 @@ def _score(
 
 def _scores_and_logits(scorer: Scorer, pairs: list[tuple[str, str]]) -> Floats:
     """[P, 2]: the scores, and what orders those that are equal: the logits of a `CrossEncoder`, else the scores."""
-    encoder = getattr(scorer, "__self__", None)
-    if not isinstance(encoder, CrossEncoder) or scorer != encoder.predict or encoder.num_labels != 1:
+    # A partial of `predict` that says where to score is as good; one that chooses the activation isn't.
+    predict: Any = scorer.func if isinstance(scorer, functools.partial) and not scorer.args else scorer
+    options = dict(getattr(scorer, "keywords", {}))
+    encoder = getattr(predict, "__self__", None)
+    is_ours = isinstance(encoder, CrossEncoder) and predict == encoder.predict and encoder.num_labels == 1
+    if encoder is None or not is_ours or "activation" in options:
         return np.repeat(_numbers(scorer(pairs), pairs)[:, None], 2, axis=1)
-    found = encoder.predict(pairs, show_progress_bar=False, activation=with_logits(encoder.activation_fn))
+    found = predict(pairs, **{"show_progress_bar": False, **options}, activation=with_logits(encoder.activation_fn))
     return np.stack([_numbers(column, pairs) for column in found.T], 1)
 
 

@@ -6,10 +6,11 @@ logits = prepared.of(model, pad_token_id)(**batch).logits
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -68,6 +69,27 @@ class PreparedModel:
             view = self._make(model, pad_token_id)
             self._made = (structure(model), versions, view)
         return self._made[2]
+
+    def on(
+        self, devices: Sequence[str | torch.device], model: Any, pad_token_id: int | None
+    ) -> list[tuple[Callable[..., Any], torch.device]]:
+        """The view of a model, where it is among these devices, and views of copies of it on the others.
+
+        Raises:
+            ConfigurationError: These are no devices, or the model can't be prepared so on one of them.
+        """
+        if isinstance(devices, str) or not devices:
+            raise ConfigurationError(f'devices={devices!r}: expected a list of devices, such as ["cuda:0", "cuda:1"].')
+        if self.compile:
+            raise ConfigurationError("devices= can't be used with compile=True. Start a process for each device.")
+        found: list[tuple[Callable[..., Any], torch.device]] = []
+        for device in map(torch.device, devices):
+            self.check(device)
+            if device == model.device and all(device != other for _, other in found):
+                found.append((self.of(model, pad_token_id), device))
+            else:
+                found.append((self._make(copy.deepcopy(model).to(device), pad_token_id), device))
+        return found
 
     def _make(self, model: Any, pad_token_id: int | None) -> Callable[..., Any]:
         view = scoring_view(model, pad_token_id)

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from cross_trainer.data.collator import PairCollator
 from cross_trainer.data.columns import (
@@ -51,6 +51,7 @@ from cross_trainer.execution.padding_free import padding_free_obstacle
 from cross_trainer.execution.token_budget import CPU_TOKENS
 from cross_trainer.metrics.pairs import binary_metrics, correlation_metrics, multiclass_metrics, multilabel_metrics
 from cross_trainer.metrics.rankings import ranking_metrics
+from cross_trainer.saved.adapters import Adapter
 from cross_trainer.saved.folder import (
     describe_reading,
     describe_scores,
@@ -62,7 +63,14 @@ from cross_trainer.saved.folder import (
     saved_text_columns,
     saved_truncation,
 )
-from cross_trainer.saved.loading import SentenceTransformersFiles, check_vocabulary, padding_side
+from cross_trainer.saved.loading import (
+    SentenceTransformersFiles,
+    check_vocabulary,
+    load_config,
+    load_tokenizer,
+    padding_side,
+    refusing_pickles,
+)
 from cross_trainer.training.losses import (
     BinaryCrossEntropyLoss,
     CrossEntropyLoss,
@@ -266,10 +274,13 @@ def make_plan(
         raise ConfigurationError("There is no data set to plan for: give a train_dataset or an eval_dataset.")
     source = source_of(model_kwargs)
     collator = data_collator if data_collator is not None else default_collator(model, model_kwargs=model_kwargs)
-    config = AutoConfig.from_pretrained(model, **source) if isinstance(model, str) else copy.deepcopy(model.config)
+    if isinstance(model, str):
+        config = load_config(model, source, _refuses_pickles(model_kwargs))
+    else:
+        config = copy.deepcopy(model.config)
     columns, labels = _look_at(datasets[0], collator, config)
     if isinstance(model, str):
-        config = _new_config(model, labels, source)
+        config = _new_config(model, config, labels, source)
     modules = _modules(model, config, source)
     if isinstance(collator, PairCollator):
         check_vocabulary(modules, collator.tokenizer)
@@ -320,8 +331,12 @@ def source_of(model_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in (model_kwargs or {}).items() if name in _SOURCE}
 
 
+def _refuses_pickles(model_kwargs: Mapping[str, Any] | None) -> bool:
+    return (model_kwargs or {}).get("use_safetensors") is not False
+
+
 def load_planned(name: str, plan: Plan, model_kwargs: Mapping[str, Any] | None = None) -> PreTrainedModel:
-    """Load a pretrained model as the classifier that a plan asks for, in float32.
+    """Load a pretrained model, or an adapter with its base model, as the classifier that a plan asks for, in float32.
 
     A classification head of that size is kept, another one is replaced and logged by transformers. Weights are float32
     because updates at usual learning rates are lost on half-precision weights; mixed precision is the Trainer's
@@ -332,10 +347,22 @@ def load_planned(name: str, plan: Plan, model_kwargs: Mapping[str, Any] | None =
         plan: Gives the config.
         model_kwargs: More arguments of `from_pretrained`, such as `revision`, `token`, `trust_remote_code` or
             `attn_implementation`.
+
+    Raises:
+        ConfigurationError: There are pickled weights only, which `use_safetensors=False` loads; or an adapter can't be
+            put on its base model.
     """
-    options = {"dtype": torch.float32, "ignore_mismatched_sizes": True, **(model_kwargs or {})}
+    kept = {"dtype": torch.float32, "ignore_mismatched_sizes": True, "use_safetensors": True}
+    options = {**kept, **(model_kwargs or {})}
     config = copy.deepcopy(plan.config)
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(name, config=config, **options)
+    adapter = Adapter.read(name, source_of(model_kwargs), _refuses_pickles(model_kwargs))
+    model: PreTrainedModel
+    if adapter is None:
+        with refusing_pickles(name, 'model_kwargs={"use_safetensors": False}'):
+            model = AutoModelForSequenceClassification.from_pretrained(name, config=config, **options)
+    else:
+        of_base = {key: value for key, value in options.items() if key not in {*_SOURCE, "ignore_mismatched_sizes"}}
+        model, _ = adapter.load(config, new_head=True, **of_base)
     return model
 
 
@@ -357,12 +384,12 @@ def default_collator(
     if tokenizer is None:
         if not name:
             raise ConfigurationError("No tokenizer: give processing_class, or a data_collator that has one.")
-        tokenizer = AutoTokenizer.from_pretrained(name, **source_of(model_kwargs))
+        tokenizer = load_tokenizer(name, source_of(model_kwargs))
     if truncation is None:
-        source = source_of(model_kwargs)
-        config = (
-            AutoConfig.from_pretrained(model, **source) if isinstance(model, str) else getattr(model, "config", None)
-        )
+        if isinstance(model, str):
+            config = load_config(model, source_of(model_kwargs), _refuses_pickles(model_kwargs))
+        else:
+            config = getattr(model, "config", None)
         truncation = saved_truncation(config)
     return PairCollator(tokenizer, truncation=check_truncation(truncation), **options)
 
@@ -399,9 +426,8 @@ def _asked(
     return texts if label is None else (*texts, label)
 
 
-def _new_config(name: str, labels: Survey, source: Mapping[str, Any]) -> Any:
-    """A pretrained model's config with as many labels as the data has, under the data's names."""
-    config: Any = AutoConfig.from_pretrained(name, **source)
+def _new_config(name: str, config: Any, labels: Survey, source: Mapping[str, Any]) -> Any:
+    """A pretrained model's config, changed to as many labels as the data has, under the data's names."""
     wanted, told = choose_num_labels(labels), SentenceTransformersFiles.read(name, source)
     if config.num_labels != wanted:
         forget_scores(config)  # they are the old head's

@@ -33,16 +33,24 @@ from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, TrainOutput
 
 from cross_trainer.data.collator import NUM_DOCUMENTS, ROW_NUMBERS, PairCollator
 from cross_trainer.data.columns import IGNORED_LABEL, NUM_RELEVANT, Columns, Rows, is_stream
 from cross_trainer.data.items import Item, MappedItems, StreamedItems
 from cross_trainer.data.survey import RowCheck, text_lengths
-from cross_trainer.errors import ConfigurationError, DataError, NotFiniteError
+from cross_trainer.errors import ConfigurationError, DataError, NotFiniteError, UnsupportedModelError
 from cross_trainer.execution.padding_free import PaddingFree, enable_padding_free, unpad_indices
 from cross_trainer.execution.token_budget import budgeted_forward, budgeted_step
 from cross_trainer.internals import TrainerSeams, mark_unprepared, replaced
+from cross_trainer.saved.adapters import (
+    adapter_folders,
+    check_mergeable,
+    check_place,
+    complete_weights,
+    merged,
+    remove_other_form,
+)
 from cross_trainer.saved.folder import complete_folder
 from cross_trainer.spellings import REFUSED, TrainerSpellings, check_own_arguments, spelled
 from cross_trainer.training.losses import logits_of, to_grid
@@ -71,8 +79,8 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
     `cross_trainer.training.plan`.
 
     Args:
-        model: A sequence classifier, or the name or folder of any pretrained model. For a name, `num_labels`, label
-            names and the tokenizer follow from the training data.
+        model: A sequence classifier, under peft or not, or the name or folder of any pretrained model or of an adapter,
+            which is trained on. For a name, `num_labels`, label names and the tokenizer follow from the training data.
         args: Standard `TrainingArguments`.
         data_collator: Default: `PairCollator(processing_class)`. Another collator gets rows as `transformers.Trainer`
             gives them.
@@ -94,6 +102,9 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         model_kwargs: Of a model given by its name: more arguments of `from_pretrained`, such as `revision`, `token`,
             `cache_dir`, `trust_remote_code` or `attn_implementation`. The config and the tokenizer follow those that
             say where to load from.
+        merge_adapters: Save adapters of peft merged into the base model's weights, as a plain classifier, wherever
+            `save_model` and `push_to_hub` aren't told otherwise. Checkpoints, from which training goes on, hold the
+            adapters.
         model_init, callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics: As in
         `transformers.Trainer`.
 
@@ -105,6 +116,10 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
 
     # compute_loss_func averages over the whole accumulated batch.
     loss_is_scaled_for_ga = True
+
+    # What is being saved.
+    _merges = False
+    _saves_checkpoint = False
 
     @spelled(REFUSED["CrossEncoderTrainer"])
     def __init__(
@@ -127,12 +142,16 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         max_tokens: int | None = None,
         stop_on_nan: bool = True,
         model_kwargs: Mapping[str, Any] | None = None,
+        merge_adapters: bool = False,
         **_others: Unpack[TrainerSpellings],
     ) -> None:
         args = args if args is not None else TrainingArguments("tmp_trainer")
         check_own_arguments(model, args, data_collator)
         if isinstance(model, os.PathLike):
             model = os.fspath(model)
+        _check_processes(args)
+        self._merges = merge_adapters  # what the next save does
+        _check_uploads(args, merge_adapters)
         if model_kwargs and not isinstance(model, str):
             raise ConfigurationError(
                 f"model_kwargs={dict(model_kwargs)} are for a model given by its name: this one is loaded already."
@@ -192,6 +211,8 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        if merge_adapters:
+            self._check_merging()
         # Sequence classifiers take the number of items as a keyword and ignore it.
         self.model_accepts_loss_kwargs = False
         self._follow_plan(self.model)
@@ -391,6 +412,8 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         Raises:
             ConfigurationError: There is none.
         """
+        if not self._merges:
+            check_place(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), self._output_dir)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self._output_dir)
         try:
@@ -683,12 +706,100 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
 
     # -- saving --------------------------------------------------------------------------------------------------------
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save model and tokenizer so that every reader cuts and pads pairs as training did."""
-        super().save_model(output_dir, _internal_call)
+    def save_model(
+        self, output_dir: str | None = None, _internal_call: bool = False, *, merge_adapters: bool | None = None
+    ) -> None:
+        """Save model and tokenizer so that every reader cuts and pads pairs, and scores them, as training did.
+
+        Args:
+            output_dir: Made if it isn't there. Default: that of the arguments.
+            merge_adapters: Save a plain classifier with the adapters of peft in its weights; the model in memory stays
+                as it is. Default: as at construction.
+
+        Raises:
+            ConfigurationError: The folder can't hold the model, or there are no adapters to merge.
+            UnsupportedModelError: The adapters can't be merged.
+        """
+        folder = self._output_dir if output_dir is None else output_dir
+        is_checkpoint = _internal_call and output_dir is not None
+        merges = not is_checkpoint and (self._merges if merge_adapters is None else merge_adapters)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if merges:
+            self._check_merging()
+        else:
+            check_place(model, folder)
+        with replaced(self, _merges=merges, _saves_checkpoint=is_checkpoint):
+            super().save_model(output_dir, _internal_call)
         if self.args.should_save and isinstance(self.data_collator, PairCollator):
-            folder = self._output_dir if output_dir is None else output_dir
-            complete_folder(folder, self._config, self.data_collator.tokenizer, self.data_collator.length_limit)
+            for place in [Path(folder)] if merges else adapter_folders(model, folder):
+                complete_folder(place, self._config, self.data_collator.tokenizer, self.data_collator.length_limit)
+
+    @contextlib.contextmanager
+    def saving(self, folder: str | None, state: Any) -> Iterator[None]:
+        """Merge adapters if asked to, and write what peft and transformers leave out."""
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if self._merges and self.args.should_save:
+            model = merged(model)
+        with replaced(self, model=model) if self._merges else contextlib.nullcontext():
+            yield
+        if self.args.should_save:
+            complete_weights(model, self._output_dir if folder is None else folder, state, self._saves_checkpoint)
+
+    def push_to_hub(self, *args: Any, merge_adapters: bool | None = None, **kwargs: Any) -> Any:
+        """Save the model and upload it, as `transformers.Trainer` does.
+
+        What an earlier model of the other form left in the repository is removed.
+
+        Args:
+            args: As there.
+            merge_adapters: As in `save_model`.
+            kwargs: As there.
+        """
+        with replaced(self, _merges=self._merges if merge_adapters is None else merge_adapters):
+            uploaded = super().push_to_hub(*args, **kwargs)
+        if self.is_world_process_zero():
+            repo_id: Any = self.hub_model_id  # made by the upload
+            token = kwargs.get("token") or self.args.hub_token
+            revision = kwargs.get("revision") or self.args.hub_revision
+            remove_other_form(repo_id, self._output_dir, token, revision)
+        return uploaded
+
+    def _check_merging(self) -> None:
+        """Check that the model's adapters can be merged and saved so.
+
+        Raises:
+            ConfigurationError: There are none.
+            UnsupportedModelError: They can't be merged.
+        """
+        check_mergeable(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise UnsupportedModelError(
+                "merge_adapters=True needs the whole model on one process. Save the adapter, and merge it afterwards: "
+                "CrossEncoder(folder).save_pretrained(another, merge_adapters=True)."
+            )
+
+
+def _check_processes(args: TrainingArguments) -> None:
+    """Check that the processes of a run know of one another."""
+    started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if started > 1 and args.world_size == 1:
+        raise ConfigurationError(
+            f"This process is one of {started}, but its TrainingArguments know of no other, so each would train "
+            "alone. Where there is no accelerator, pass use_cpu=True."
+        )
+
+
+def _check_uploads(args: TrainingArguments, merge_adapters: bool) -> None:
+    """Check that no checkpoint is uploaded beside a merged model.
+
+    Raises:
+        ConfigurationError: One would be.
+    """
+    if merge_adapters and args.push_to_hub and args.hub_strategy != HubStrategy.END:
+        raise ConfigurationError(
+            f"merge_adapters=True, but hub_strategy={HubStrategy(args.hub_strategy).value!r} uploads the adapter of "
+            'every checkpoint beside the merged model. Set hub_strategy="end".'
+        )
 
 
 _NOT_FOR_MODELS = (NUM_RELEVANT, NUM_DOCUMENTS, ROW_NUMBERS)

@@ -13,20 +13,20 @@ def test_windows_are_kept_and_counted(tmp_path):
     partial = PartialScores(tmp_path / "deep" / "out.partial")
     partial.begin({"model": "m"})
     scores = np.arange(14, dtype=np.float32).reshape(7, 2)
-    assert partial.count(3) == 0
+    assert partial.missing(3) == [0, 1, 2]
     for index in (0, 2):
         partial.save(index, scores[index * 3 : index * 3 + 3])
-    assert partial.count(3) == 1
+    assert partial.missing(3) == [1]
     partial.save(1, scores[3:6])
-    assert partial.count(3) == 3
+    assert partial.missing(3) == []
     assert np.array_equal(np.concatenate(list(partial.scores(3))), scores)
     again = PartialScores(partial.folder)
     again.begin({"model": "m"})
-    assert again.count(3) == 3
+    assert again.missing(3) == []
     last = max(partial.folder.glob("scores-*"))
     for content in (b"", last.read_bytes()[:-1]):
         last.write_bytes(content)
-        assert again.count(3) == 2
+        assert again.missing(3) == [2]
     again.finish()
     assert not partial.folder.exists()
 
@@ -42,9 +42,9 @@ def test_other_settings_are_told_apart(tmp_path):
     ):
         partial.begin({**settings, "model": "n" * 64, "--window": 4})
     partial.begin(settings, overwrite=True)
-    assert partial.count(1) == 1
+    assert partial.missing(1) == []
     partial.begin({**settings, "--window": 4}, overwrite=True)
-    assert partial.count(1) == 0
+    assert partial.missing(1) == [0]
     (partial.folder / "settings.json").write_text("{")
     with pytest.raises(ConfigurationError, match=r"settings.json can't be read.*Delete the folder"):
         partial.begin(settings)
@@ -56,7 +56,7 @@ def test_scores_without_settings_are_not_trusted(tmp_path):
     partial.save(0, np.zeros((3, 1), np.float32))
     (partial.folder / "settings.json").unlink()
     partial.begin({})
-    assert partial.count(1) == 0
+    assert partial.missing(1) == [0]
 
 
 def test_a_folder_that_is_being_removed_is_told_from_one_half_done(tmp_path, monkeypatch):

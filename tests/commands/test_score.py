@@ -240,7 +240,7 @@ def test_what_is_done_is_not_done_again(tmp_path, model, monkeypatch, caplog):
         stop_after(patch, 3)
         with pytest.raises(RuntimeError):
             run(*argv)
-    assert "Continuing with row 10 of 20" in caplog.text
+    assert "Continuing: 2 of 4 windows of 5 pairs are done" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in before} == before
     run(*argv)
     assert np.abs(scores_in(tmp_path / "out.csv") - expected(model, make_rows(20))).max() < 1e-6
@@ -309,7 +309,7 @@ def test_overwriting_goes_on_too(tmp_path, model, monkeypatch, caplog):
     assert (tmp_path / "out.csv").read_text() == "a thesis"
     with caplog.at_level(logging.INFO):
         run(*argv)
-    assert "Continuing with row 10 of 20" in caplog.text
+    assert "Continuing: 2 of 4 windows of 5 pairs are done" in caplog.text
     assert len(scores_in(tmp_path / "out.csv")) == 20
 
 

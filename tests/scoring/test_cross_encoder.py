@@ -832,3 +832,30 @@ def test_splits_are_no_columns(encoder):
         DataError, match=r"Expected one data set, found the splits \['train', 'test'\].*rows\['train'\]"
     ):
         encoder.predict(datasets.DatasetDict({"train": rows, "test": rows}))
+
+
+def test_several_devices_score_as_one(encoder):
+    rows = [(first, second) for first in SENTENCES for second in SENTENCES]
+    scores = encoder.predict(rows)
+    assert np.array_equal(encoder.predict(rows, devices=["cpu", "cpu", "cpu"]), scores)
+    assert np.array_equal(encoder.predict(rows[:1], devices=["cpu", "cpu"]), encoder.predict(rows[:1]))
+    windows = encoder.score_windows(rows, 50, devices=["cpu", "cpu"])
+    assert np.array_equal(
+        np.concatenate(list(windows))[:, 0], np.concatenate(list(encoder.score_windows(rows, 50)))[:, 0]
+    )
+    with pytest.raises(ConfigurationError, match="expected a list of devices"):
+        encoder.predict(rows, devices="cpu")
+
+
+def test_scores_dont_depend_on_where_weights_lie_in_a_file(tmp_path, encoder):
+    from safetensors.torch import load_file, save_file
+
+    encoder.save_pretrained(tmp_path)
+    rows = [(first, second) for first in SENTENCES for second in SENTENCES]
+    path, found = tmp_path / "model.safetensors", []
+    for length in range(0, 64, 8):
+        save_file(load_file(path), path, metadata={"format": "pt", "note": "x" * length})
+        loaded = CrossEncoder(tmp_path)
+        assert not any(parameter.data_ptr() % 64 for parameter in loaded.model.parameters())
+        found.append(loaded.predict(rows))
+    assert all(np.array_equal(scores, found[0]) for scores in found)

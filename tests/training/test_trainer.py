@@ -1121,3 +1121,12 @@ def test_two_processes_are_equal_to_one(tmp_path):
         assert set(one[case]) == set(two[case])
         for key, value in one[case].items():
             np.testing.assert_allclose(two[case][key], value, atol=1e-5, err_msg=f"{case} {key}")
+
+
+def test_processes_that_would_train_alone_are_named(monkeypatch, tmp_path):
+    args = arguments(tmp_path)
+    assert args.world_size == 1  # accelerate has found one process
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ConfigurationError, match=r"one of 2.*use_cpu=True"):
+        CrossEncoderTrainer(build_model(), args, train_dataset=pairs(4), processing_class=build_tokenizer())

@@ -12,6 +12,7 @@ Packages come as pip is configured: let it prefer torch's builds for CPUs. trans
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -30,7 +31,7 @@ REQUIREMENTS = {
     "transformers": f"{TORCH} transformers==5.23.0 {ST}",
     "transformers_4": f"{TORCH} transformers==4.57.6 sentence-transformers[train]==5.7.0 peft",
     "runtimes": "onnxruntime==1.32.0 openvino==2026.4.1 tokenizers==0.23.3",
-    "onnx": f"{TORCH} sentence-transformers[onnx]==6.2.0",
+    "onnx": f"{TORCH} sentence-transformers[onnx]==5.7.0",
     "langchain": f"{TORCH} langchain-community==0.4.2 {ST}",
     "llama_index": f"{TORCH} llama-index-core==0.14.25 llama-index-postprocessor-sbert-rerank==0.6.0 {ST}",
     "haystack": f"{TORCH} haystack-ai==3.4.1 sentence-transformers-haystack==2.0.0 {ST}",
@@ -143,8 +144,9 @@ def describe(found: dict[str, Any], expected: dict[str, Any], groups: list[str])
         "sigmoid": 1 / (1 + np.exp(-logits)),
         "softmax": powers / powers.sum(-1, keepdims=True),
     }
-    if scores.ndim < logits.ndim:  # some tools know one number alone
-        meanings = {f"class 1, {name}".strip(", "): meant[:, 1] for name, meant in meanings.items()}
+    if scores.ndim < logits.ndim:  # some tools keep one number of several
+        columns = itertools.product(meanings.items(), range(2))
+        meanings = {f"class {index}, {name}".strip(", "): meant[:, index] for (name, meant), index in columns}
     cells = [cell for name, meant in meanings.items() if (cell := _compare(name, scores, meant, groups))]
     return min(cells)[1] if cells else "other numbers"
 

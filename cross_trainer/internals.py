@@ -97,12 +97,6 @@ def mark_unprepared(model: nn.Module) -> None:
         model._is_accelerate_prepared = False  # type: ignore[assignment]
 
 
-def commit_hash(config: Any) -> str | None:
-    """The revision that a config was downloaded at; transformers keeps it under a private name only."""
-    found: str | None = getattr(config, "_commit_hash", None)
-    return found
-
-
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
 else:

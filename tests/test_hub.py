@@ -22,12 +22,14 @@ PAIRS = [(SENTENCES[0], SENTENCES[1]), (SENTENCES[2], SENTENCES[3])]
 UPLOAD = """
 import json, sys
 from cross_trainer import CrossEncoder
+from cross_trainer.commands.score import fingerprint
 encoder = CrossEncoder(sys.argv[1], device="cpu")
 options = {"token": "hf_secret", "revision": "main", "commit_message": "First try"}
 address = encoder.push_to_hub("somebody/pairs", private=True, **options)
 back = CrossEncoder("somebody/pairs", device="cpu")
 scores = back.predict(json.loads(sys.argv[2])).tolist()
-print(json.dumps({"address": address, "scores": scores, "length": back.max_length}))
+model = fingerprint(back, "somebody/pairs", {"revision": "main"})["model"]
+print(json.dumps({"address": address, "scores": scores, "length": back.max_length, "model": model}))
 """
 
 PROPOSE = """
@@ -75,6 +77,7 @@ def test_a_model_goes_up_in_one_commit_and_comes_back(hub, tmp_path):
     printed = json.loads(done.stdout.splitlines()[-1])
     np.testing.assert_allclose(printed["scores"], encoder.predict(PAIRS), atol=1e-6)
     assert printed["length"] == 24
+    assert printed["model"] == f"somebody/pairs@{COMMIT}"
     assert printed["address"] == f"{hub.url}/somebody/pairs/commit/{COMMIT}"
     (created,) = hub.created
     assert (created["id"], created["token"]) == ("somebody/pairs", "Bearer hf_secret")

@@ -17,11 +17,11 @@ HALL = ["errors", "internals", "spellings"]
 ROOMS = {
     "data": ["columns", "survey", "pairs", "items", "collator", "grouping", "tables", "splits", "trec"],
     "metrics": ["report", "pairs", "rankings", "evaluate_modules"],
-    "saved": ["folder", "adapters", "loading", "hub"],
+    "saved": ["folder", "adapters", "loading", "export", "hub"],
     "execution": ["dropout", "attention", "padding_free", "token_budget", "view"],
     "training": ["losses", "plan", "sharding", "trainer", "fitting"],
-    "scoring": ["engine", "prepared", "ranking", "cross_encoder", "mining"],
-    "commands": ["arguments", "processes", "partial", "score", "rank", "mine", "train", "evaluate", "cli"],
+    "scoring": ["engine", "exported", "prepared", "ranking", "cross_encoder", "mining"],
+    "commands": ["arguments", "processes", "partial", "score", "rank", "mine", "train", "evaluate", "export", "cli"],
 }
 """Each file imports from those before it in its own room, and from the rooms before its own."""
 

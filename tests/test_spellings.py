@@ -83,7 +83,7 @@ def test_every_name_is_taken_or_refused(method):
     own = names(ours)
     asked = names(theirs) | set(EARLIER.get(method, "").split())
     taken = {name for name in asked if name in own or OURS.get(name) in own}
-    assert asked - taken - {"backend"} == set(refused)
+    assert asked - taken == set(refused)
 
 
 @pytest.mark.parametrize("method", REFUSED)

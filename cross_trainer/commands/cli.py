@@ -1,4 +1,4 @@
-"""The command line: `cross-trainer train | evaluate | score | rank | mine`, each explained by its `--help`.
+"""The command line: `cross-trainer train | evaluate | score | rank | mine | export`, each explained by its `--help`.
 
     cross-trainer score pairs.csv -o scored.parquet --model output/quora
     cross-trainer train quora.yaml --num_train_epochs 2
@@ -6,7 +6,8 @@
     torchrun --nproc_per_node 2 -m cross_trainer score pairs.csv -o scored.parquet --model output/quora
 
 This file declares the commands and their options, which may be written with dashes or underscores. What a command does
-is also a function to call from Python: `score_file`, `rank_files`, `train_model`, `evaluate_dataset`, `mine_file`.
+is also a function to call from Python: `score_file`, `rank_files`, `train_model`, `evaluate_dataset`, `mine_file`,
+`export_folder`.
 
 A request that can't be met ends with one line on stderr and exit code 2, and Ctrl-C with exit code 130 and a line that
 says how to continue. Unexpected errors keep their traceback. torch and other large packages are imported only when a
@@ -30,6 +31,7 @@ from typer.core import TyperCommand
 import cross_trainer
 from cross_trainer.commands.arguments import parse_arguments, read_config
 from cross_trainer.commands.evaluate import evaluate_dataset
+from cross_trainer.commands.export import export_folder
 from cross_trainer.commands.mine import mine_file
 from cross_trainer.commands.processes import is_main
 from cross_trainer.commands.rank import rank_files
@@ -110,6 +112,8 @@ MODEL_OPTIONS = [
     _option("device", str | None, None, "cpu, cuda, cuda:1, mps. Default: a GPU if there is one."),
     _option("dtype", str | None, None, "float32, bfloat16 or float16. Default: as saved."),
     _option("quantize", str | None, None, "int8: faster on CPUs, with slightly different scores."),
+    _option("backend", str, "torch", "onnx or openvino: score with what `export` has written, on the CPU."),
+    _option("file_name", str | None, None, "Of several exported files, the one to score with."),
     _option("revision", str | None, None, "Branch, tag or commit of a model on the Hub."),
     _option("trust_remote_code", bool, False, "Run Python code from the model's folder or repository."),
 ]
@@ -336,6 +340,29 @@ def mine(
         mining={option.name: options.pop(option.name) for option in MINING_OPTIONS},
         **options,
     )
+
+
+@_command(
+    *(entry for entry in MODEL_OPTIONS if entry.name in {"max_length", "revision", "trust_remote_code"}),
+    example="cross-trainer export output/quora --to onnx --precision int8",
+)
+def export(
+    model: Annotated[str, typer.Argument(metavar="FOLDER", help=f"{MODEL}.")],
+    to: Annotated[str, typer.Option(help="onnx or openvino.", show_default=False)],
+    precision: Annotated[str, typer.Option(help="fp32, int8, or bf16 for openvino.")] = "fp32",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A folder to write to, with config and tokenizer.")
+    ] = None,
+    overwrite: Overwrite = False,
+    **options: Any,
+) -> None:
+    """Write a model as ONNX or OpenVINO, where other tools look for it: FOLDER/onnx or FOLDER/openvino.
+
+    Its scores of pairs of several lengths are compared with torch's, and the largest difference is printed. A float32
+    model that scores otherwise is not kept.
+    """
+    _log_to_stderr()
+    export_folder(model, to, precision, output=output, overwrite=overwrite, **options)  # type: ignore[arg-type]
 
 
 def main() -> None:

@@ -19,18 +19,18 @@ import itertools
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import cross_trainer
 from cross_trainer.commands.partial import PartialScores
 from cross_trainer.commands.processes import is_main, on_main, wait_for_all
 from cross_trainer.data.tables import Format, Found, Name, check_output, check_table, join_scores, read_rows, replacing
 from cross_trainer.errors import ConfigurationError, CrossTrainerError, DataError
-from cross_trainer.internals import commit_hash
-from cross_trainer.saved.adapters import is_adapted
-from cross_trainer.saved.folder import saved_text_columns
+from cross_trainer.saved.adapters import SETTINGS, is_adapted
+from cross_trainer.saved.folder import find_file, saved_text_columns
 
 if TYPE_CHECKING:
     import numpy as np
@@ -320,13 +320,15 @@ def fingerprint(encoder: CrossEncoder, model: str, options: Mapping[str, Any]) -
     import torch
     import transformers
 
+    runtime = {"onnx": "onnxruntime"}.get(encoder.backend, encoder.backend)
     return {
-        "model": _model_fingerprint(encoder, model),
+        "model": _model_fingerprint(encoder, model, options.get("revision")),
         "--quantize": options.get("quantize"),
         "--max-length": encoder.max_length,
         "--max-tokens": encoder.max_tokens,
         "--dtype": str(encoder.model.dtype).removeprefix("torch."),
         "--device": encoder.device.type,
+        "--backend": f"{runtime} {version(runtime)}",
         "cross_trainer": cross_trainer.__version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -334,23 +336,26 @@ def fingerprint(encoder: CrossEncoder, model: str, options: Mapping[str, Any]) -
     }
 
 
-def _model_fingerprint(encoder: CrossEncoder, name: str) -> str:
+def _model_fingerprint(encoder: CrossEncoder, name: str, revision: str | None) -> str:
     """The commit of a model on the Hub, or the hash of the files in its folder; an adapter's, those of its base too."""
     if not is_adapted(encoder.model):
-        return _fingerprint(encoder, name)
+        return _fingerprint(name, revision, encoder.exported_files)
     digest = hashlib.sha256()
     for weight in encoder.model.parameters():
         if weight.requires_grad:
             digest.update(weight.detach().cpu().float().numpy().tobytes())
-    base = _fingerprint(encoder, str(encoder.config.name_or_path))
-    return f"{_fingerprint(encoder, name)} with {digest.hexdigest()} over {base}"
+    settings = next(iter(cast("Any", encoder.model).peft_config.values()))
+    base = _fingerprint(str(encoder.config.name_or_path), settings.revision)
+    return f"{_fingerprint(name, revision)} with {digest.hexdigest()} over {base}"
 
 
-def _fingerprint(encoder: CrossEncoder, name: str) -> str:
+def _fingerprint(name: str, revision: str | None, exported: Sequence[Path] = ()) -> str:
     folder = Path(name)
     if not folder.is_dir():
-        return f"{name}@{commit_hash(encoder.config)}"
-    files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)})
+        found = (find_file(name, file, {"revision": revision}) for file in ("config.json", SETTINGS))
+        commit = next(path.parent.name for path in found if path is not None)  # the folder of a snapshot
+        return f"{name}@{commit}"
+    files = [*sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}), *exported]
     return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in files).encode()).hexdigest()
 
 

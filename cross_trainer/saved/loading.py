@@ -124,6 +124,32 @@ def load_classifier(
     return Loaded(model, False, told.max_length, told.prompts, told.default_prompt_name)
 
 
+def load_structure(name: str, num_labels: int | None, source: dict[str, Any]) -> Loaded:
+    """A saved sequence classifier without its weights, on torch's device "meta": what its files say about it.
+
+    Args:
+        name: On the Hub, or a folder.
+        num_labels: C, if it must be that.
+        source: Where to load from and what to trust: arguments of `from_pretrained`.
+
+    Raises:
+        ConfigurationError: It is no plain classifier, or has another number of labels.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    config = read_config(name, source)
+    told = SentenceTransformersFiles.read(name, source)
+    if told.obstacle is not None or not has_head(config):
+        raise ConfigurationError(_no_head(name, told.obstacle or f"the architecture {_architecture(config)}"))
+    if told.activation is not None:
+        name_activation(config, told.activation)
+    with torch.device("meta"):
+        remote = {"trust_remote_code": source.get("trust_remote_code", False)}
+        model: Any = AutoModelForSequenceClassification.from_config(config, **remote)  # type: ignore[no-untyped-call]
+    check_loaded(model, num_labels, {})
+    return Loaded(model.eval(), False, told.max_length, told.prompts, told.default_prompt_name)
+
+
 _OF_CROSS_ENCODER = {
     "config": "pass config_kwargs, or load the model yourself and pass it with its tokenizer.",
     "num_labels": "pass num_labels to CrossEncoder.",

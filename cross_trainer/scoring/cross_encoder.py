@@ -25,7 +25,8 @@ import torch
 from cross_trainer.data.pairs import Pair, Truncation, check_truncation, is_single, read_pairs, unique_pairs
 from cross_trainer.errors import ConfigurationError, check_whole, short
 from cross_trainer.execution.view import READS_PADDING
-from cross_trainer.saved.adapters import adapter_folders, write_model
+from cross_trainer.saved.adapters import SETTINGS, adapter_folders, write_model
+from cross_trainer.saved.export import Precision, Target
 from cross_trainer.saved.folder import complete_folder, describe_reading, saved_text_columns, saved_truncation
 from cross_trainer.saved.hub import push_to_hub
 from cross_trainer.saved.loading import (
@@ -54,6 +55,7 @@ from cross_trainer.scoring.engine import (
     progress,
     with_logits,
 )
+from cross_trainer.scoring.exported import Backend, Export, export_model, load_exported
 from cross_trainer.scoring.prepared import PreparedModel
 from cross_trainer.scoring.ranking import LongDocuments, cut_documents, read_documents, sort_documents
 from cross_trainer.spellings import REFUSED, LoadingSpellings, ScoringSpellings, spelled
@@ -99,6 +101,10 @@ class CrossEncoder:
         compile: Run the model through `torch.compile`: a minute or more at the first call, faster afterwards.
         quantize: "int8" rounds the weights of the layers and their inputs to 8 bits while scoring, on CPUs only. Scores
             change by a little; the model that is trained and saved stays as it is.
+        backend: "onnx" and "openvino" score, on the CPU, with what `export` has written into the folder, instead of
+            torch's weights.
+        file_name: Of several exported files, the one to score with, such as "model_quantized.onnx". Default: the one
+            in float32.
         trust_remote_code: Run Python code that lies in the model's repository. Read it before.
         use_safetensors: Refuse weights in pickle files, which can run code when they are loaded; False loads them.
         revision: A branch, tag or commit of the repository.
@@ -121,6 +127,8 @@ class CrossEncoder:
         model: The plain transformers model.
         tokenizer: Its tokenizer.
         max_length: Tokens of a pair, or None for no limit.
+        backend: What computes scores: "torch", "onnx" or "openvino". With the last two, `model` is called as it is with
+            torch, but has no weights.
         activation_fn: From logits [P, C] to scores.
         prompts: Texts by name that can be put before the first text of every pair.
         default_prompt_name: The one that is put there, or None.
@@ -148,6 +156,8 @@ class CrossEncoder:
         padding_free: bool = True,
         compile: bool = False,  # noqa: A002
         quantize: Literal["int8"] | None = None,
+        backend: Backend = "torch",
+        file_name: str | None = None,
         trust_remote_code: bool = False,
         use_safetensors: bool = True,
         revision: str | None = None,
@@ -178,7 +188,17 @@ class CrossEncoder:
                 f"tokenizer_kwargs={tokenizer_kwargs} are for the tokenizer that lies beside the model, and another "
                 "one is given. Load that with them."
             )
-        if isinstance(model_name_or_path, (str, Path)):
+        if backend != "torch":
+            compiled = True if compile else None
+            on_gpu = None if device is None or torch.device(device).type == "cpu" else device
+            needs_torch: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "compile": compiled, "device": on_gpu}
+            file_name = agreed("file_name", file_name, "model_kwargs", model_kwargs.pop("file_name", None))
+            needs_torch |= {"model_kwargs": model_kwargs or None, "config_kwargs": config_kwargs or None}
+            loaded = load_exported(model_name_or_path, num_labels, backend, file_name, source, needs_torch)
+            if tokenizer is None:
+                tokenizer = load_tokenizer(str(model_name_or_path), {**source, **tokenizer_kwargs})
+            device = None  # the weights are the backend's
+        elif isinstance(model_name_or_path, (str, Path)):
             name = str(model_name_or_path)
             device, model_kwargs = place_loading(device, model_kwargs)
             loaded = load_classifier(
@@ -189,6 +209,9 @@ class CrossEncoder:
             of_loading = {**source, "model_kwargs": model_kwargs, "config_kwargs": config_kwargs}
             checked = check_loaded(model_name_or_path, num_labels, of_loading)
             loaded = Loaded(checked if dtype is None else checked.to(as_dtype(dtype)), is_new=False)
+        if backend == "torch" and file_name is not None:
+            raise ConfigurationError(f'file_name={file_name!r} names an exported file: pass backend="onnx" with it.')
+        self.backend: Backend = backend
         model, self._untrained = loaded.model, loaded.is_new
         self.prompts = {**loaded.prompts, **(prompts or {})}
         self.default_prompt_name = loaded.default_prompt_name if default_prompt_name is None else default_prompt_name
@@ -222,7 +245,12 @@ class CrossEncoder:
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return torch.device(self.model.device)
+        return torch.device(self.model.device if self.backend == "torch" else "cpu")
+
+    @property
+    def exported_files(self) -> list[Path]:
+        """What a backend other than torch scores with: a graph, and the files of its weights."""
+        return [] if self.backend == "torch" else cast("Any", self.model.forward).files
 
     def __repr__(self) -> str:
         return (
@@ -472,7 +500,10 @@ class CrossEncoder:
             )
             self._untrained = False
         pad = self.tokenizer.pad_token_id
-        models = [(self._prepared.of(self.model, pad), self.device)]
+        if devices is not None:
+            self._check_has_weights("devices=")
+        view = self._prepared.of(self.model, pad) if self.backend == "torch" else self.model
+        models = [(view, self.device)]
         (model, device), *replicas = models if devices is None else self._prepared.on(devices, self.model, pad)
         return ScoringEngine(
             model,
@@ -491,7 +522,10 @@ class CrossEncoder:
     def _place(self, device: str | torch.device | None) -> None:
         """Move the model, if a device is named."""
         check_device(device)
-        if device is not None:
+        if device is not None and self.backend != "torch":
+            if torch.device(device).type != "cpu":
+                self._check_has_weights(f"device={device!r}")
+        elif device is not None:
             cast("Any", self.model).to(device)
         self._prepared.check(self.device)
 
@@ -579,6 +613,7 @@ class CrossEncoder:
         """
         from cross_trainer.training.fitting import FitSettings, fit
 
+        self._check_has_weights("fit()")
         if self._prompt():
             raise ConfigurationError(
                 f"fit() trains on the texts as they are, but the model puts the prompt {self.default_prompt_name!r} "
@@ -623,13 +658,75 @@ class CrossEncoder:
             ConfigurationError: The folder can't hold the model, or there are no adapters to merge.
             UnsupportedModelError: The adapters can't be merged.
         """
-        describe_reading(self.config, self.truncation)
-        describe_activation(self.config, self.activation_fn)
+        self._check_has_weights("save_pretrained()")
+        self._describe()
         write_model(self.model, folder, merge_adapters)
         for place in [Path(folder)] if merge_adapters else adapter_folders(self.model, folder):
-            complete_folder(place, self.config, self.tokenizer, self.max_length, self.prompts, self.default_prompt_name)
+            self._complete(place)
 
     save = save_pretrained
+
+    def _describe(self) -> None:
+        """Write into the config how pairs are read and scored."""
+        describe_reading(self.config, self.truncation)
+        describe_activation(self.config, self.activation_fn)
+
+    def _complete(self, folder: str | Path) -> None:
+        """Write the tokenizer and what else the folder of a model or of a config lacks."""
+        complete_folder(folder, self.config, self.tokenizer, self.max_length, self.prompts, self.default_prompt_name)
+
+    def _check_has_weights(self, what: str) -> None:
+        if self.backend != "torch":
+            raise ConfigurationError(
+                f'{what} needs the weights of torch, but the model was loaded with backend="{self.backend}". Load it '
+                "without."
+            )
+
+    def export(
+        self,
+        folder: str | Path,
+        to: Target = "onnx",
+        precision: Precision = "fp32",
+        *,
+        pairs: Sequence[Pair] | None = None,
+    ) -> Export:
+        """Write the model as ONNX or OpenVINO, for `CrossEncoder(folder, backend=...)` and other tools to score with.
+
+        The scores of pairs of several lengths are compared with torch's. The file lies where
+        `saved.export.EXPORTED` says, and reads any number of pairs and tokens.
+
+        Args:
+            folder: The model's own, to which the file is added; or another one, in which config and tokenizer are
+                saved along.
+            to: "onnx" or "openvino".
+            precision: "fp32"; "int8" with 8-bit weights; "bf16", for OpenVINO, in half the space and computed in
+                bfloat16 where the processor has it.
+            pairs: What to compare scores on. Default: English questions and answers from 5 tokens to as many as the
+                model takes, but at most 2048.
+
+        Returns:
+            The file, and how far its logits and scores are from torch's. In float32 they may differ by a thousandth;
+                otherwise nothing is written.
+
+        Raises:
+            ConfigurationError: There is no such format or precision.
+            MissingDependencyError: The extra `export` isn't installed.
+            UnsupportedModelError: The model can't be exported, or scores otherwise afterwards.
+        """
+        self._check_has_weights("export()")
+        target, own = Path(folder), Path(self.config.name_or_path or "?")
+        if (target / SETTINGS).is_file():
+            raise ConfigurationError(
+                f"{folder} holds an adapter, beside which readers would take the export's config.json for a whole "
+                "model's. Export to another folder."
+            )
+        exported = export_model(self.model, self._engine(), self.activation_fn, target, to, precision, pairs)
+        if not (own.is_dir() and own.samefile(target)):
+            self._describe()
+            self.config.architectures = [type(getattr(self.model, "get_base_model", lambda: self.model)()).__name__]
+            self.config.save_pretrained(target)
+            self._complete(target)
+        return exported
 
     push_to_hub = push_to_hub
 

@@ -46,8 +46,10 @@ def test_the_options_of_the_model_arrive(tmp_path, model, monkeypatch):
         "dtype": "float32",
         "max_tokens": 99,
         "quantize": "int8",
+        "backend": "torch",
         "revision": "r1",
     }
+    others = {"name": model, "trust_remote_code": True, "file_name": None}
     argv = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
     write_table(tmp_path / "in.csv", make_rows(3))
     run(
@@ -62,7 +64,7 @@ def test_the_options_of_the_model_arrive(tmp_path, model, monkeypatch):
         "--window",
         "2",
     )
-    assert seen == {**options, "name": model, "trust_remote_code": True, "window": 2}
+    assert seen == {**options, **others, "window": 2}
     queries = write_table(tmp_path / "q.csv", [{"id": "q", "text": "a"}])
     seen.clear()
     run(
@@ -78,7 +80,7 @@ def test_the_options_of_the_model_arrive(tmp_path, model, monkeypatch):
         "--window",
         "3",
     )
-    assert seen == {**options, "name": model, "trust_remote_code": True, "window": 3}
+    assert seen == {**options, **others, "window": 3}
 
 
 def test_no_output_is_replaced_unasked(tmp_path, model, monkeypatch):

@@ -7,7 +7,7 @@ and special tokens written out. The small models have random weights and read 12
 positions for 512; the binary one starts from a pretrained MiniLM and reads 512.
 
     FOLDER/pairs.json     [[query, document, what is special about them], ...]
-    FOLDER/KIND/          the model's folder, as saved
+    FOLDER/KIND/          the model's folder, as saved, with its graphs for ONNX Runtime and OpenVINO
     FOLDER/KIND.json      {"scores": [P] | [P, C], "logits": [P] | [P, C]}
 """
 
@@ -177,12 +177,14 @@ KINDS: dict[str, Callable[[Path], None]] = {
 
 
 def main(root: Path) -> None:
-    """Write the pairs, the folders and our scores."""
+    """Write the pairs, the folders with their graphs, and our scores."""
     root.mkdir(parents=True)
     (root / "pairs.json").write_text(json.dumps(PAIRS))
     for name, write in KINDS.items():
         torch.manual_seed(0)
         write(root / name)
+        for graph in ("onnx", "openvino") if name != "lora" else ():  # beside an adapter, no tool looks for one
+            CrossEncoder(root / name, device="cpu").export(root / name, graph)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import torch
 from conftest import SENTENCES, build_model, build_tokenizer
@@ -21,6 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import (
     BertForMaskedLM,
+    BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
     LlamaConfig,
@@ -349,6 +351,27 @@ def test_from_a_plain_trainer_and_back(tmp_path, problem, classes, label):
     training.save_model(str(tmp_path / "plain"))
     labels = {1: [0, 1], 3: [0, 1, 2]}[classes] if problem != "multi_label_classification" else [[1, 0, 1], [0, 1, 0]]
     check_the_way_back(tmp_path / "plain", "pipeline", labels)
+
+
+def test_from_peft_and_back(tmp_path):
+    def of_peft(folder: Path) -> np.ndarray:
+        model = peft.AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
+        rows = [build_tokenizer()(*pair, return_tensors="pt") for pair in PAIRS]
+        with torch.no_grad():
+            return np.array([model(**row).logits.item() for row in rows])
+
+    base = BertForSequenceClassification.from_pretrained(save(tmp_path / "base", build_model()))
+    settings = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"], init_lora_weights=False)
+    peft.get_peft_model(base, settings).save_pretrained(tmp_path / "peft")
+    build_tokenizer().save_pretrained(tmp_path / "peft")
+    encoder = CrossEncoder(tmp_path / "peft", device="cpu")
+    np.testing.assert_allclose(encoder.predict(PAIRS, activation="logits"), of_peft(tmp_path / "peft"), atol=5e-6)
+    training = trainer(tmp_path / "out", str(tmp_path / "peft"))
+    training.train()
+    training.save_model(str(tmp_path / "trained"))
+    again = CrossEncoder(tmp_path / "trained", device="cpu").predict(PAIRS, activation="logits")
+    np.testing.assert_allclose(of_peft(tmp_path / "trained"), again, atol=5e-6)
+    assert np.abs(again - of_peft(tmp_path / "peft")).max() > 1e-6
 
 
 # -- heads and keys ----------------------------------------------------------------------------------------------------

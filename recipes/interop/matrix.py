@@ -99,18 +99,20 @@ KINDS = {
 
 
 def environment(name: str, root: Path) -> Path:
-    """The interpreter of a tool's environment, made where there is none yet."""
-    folder = root / name
+    """The interpreter of a tool's environment, which is made where it isn't as `REQUIREMENTS` says."""
+    folder, required = root / name, REQUIREMENTS[name]
+    python = Path("node") if name == "transformers_js" else folder / "bin" / "python"
+    installed = folder / "installed.txt"
+    if installed.is_file() and installed.read_text() == required:
+        return python
     if name == "transformers_js":
-        if not (folder / "node_modules").is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-            # Its install script would download what CPUs don't need.
-            subprocess.run(["npm", "install", "--ignore-scripts", *REQUIREMENTS[name].split()], cwd=folder, check=True)
-        return Path("node")
-    python = folder / "bin" / "python"
-    if not python.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        # Its install script would download what CPUs don't need.
+        subprocess.run(["npm", "install", "--ignore-scripts", *required.split()], cwd=folder, check=True)
+    else:
         venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *REQUIREMENTS[name].split()], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *required.split()], check=True)
+    installed.write_text(required)
     return python
 
 

@@ -93,7 +93,8 @@ def score(folder: str, pairs: Pairs) -> Scores:
     with tempfile.TemporaryDirectory() as place:
         source, target = Path(place, "pairs.jsonl"), Path(place, "scored.jsonl")
         source.write_text("".join(json.dumps({"query": first, "document": second}) + "\n" for first, second in pairs))
-        app(["score", str(source), "-o", str(target), "--model", folder], standalone_mode=False)
+        if code := app(["score", str(source), "-o", str(target), "--model", folder], standalone_mode=False):
+            raise RuntimeError(f"exit code {code}")
         rows = [json.loads(line) for line in target.read_text().splitlines()]
     values = [[value for name, value in row.items() if name not in {"query", "document"}] for row in rows]
     return [row[0] if len(row) == 1 else row for row in values]

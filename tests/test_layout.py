@@ -15,13 +15,37 @@ import cross_trainer
 PACKAGE = Path(cross_trainer.__file__).parent
 HALL = ["errors", "internals", "spellings"]
 ROOMS = {
-    "data": ["columns", "survey", "pairs", "items", "collator", "grouping", "tables", "splits", "trec"],
-    "metrics": ["report", "pairs", "rankings", "evaluate_modules"],
-    "saved": ["folder", "adapters", "loading", "export", "hub"],
+    "data": [
+        "columns",
+        "survey",
+        "pairs",
+        "fingerprints",
+        "items",
+        "collator",
+        "labelled",
+        "grouping",
+        "tables",
+        "splits",
+        "trec",
+    ],
+    "metrics": ["report", "pairs", "rankings", "calibration", "evaluate_modules"],
+    "saved": ["folder", "adapters", "loading", "calibration", "export", "hub"],
     "execution": ["dropout", "attention", "padding_free", "token_budget", "view"],
-    "training": ["losses", "plan", "sharding", "trainer", "fitting"],
+    "training": ["losses", "plan", "sharding", "calibrating", "trainer", "fitting"],
     "scoring": ["engine", "exported", "prepared", "ranking", "cross_encoder", "mining"],
-    "commands": ["arguments", "processes", "partial", "score", "rank", "mine", "train", "evaluate", "export", "cli"],
+    "commands": [
+        "arguments",
+        "processes",
+        "partial",
+        "score",
+        "rank",
+        "mine",
+        "train",
+        "evaluate",
+        "calibrate",
+        "export",
+        "cli",
+    ],
 }
 """Each file imports from those before it in its own room, and from the rooms before its own."""
 

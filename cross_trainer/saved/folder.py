@@ -18,11 +18,16 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from cross_trainer.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
 ScoreActivation: TypeAlias = Literal["sigmoid", "softmax", "identity"]
 
 READING = "cross_trainer"  # the entry of config.json
+
+TRAINED_ROWS = "trained_rows.npy"
+"""The file of a folder that holds fingerprints of rows; of no format in which tools look for weights."""
 
 ACTIVATION_CLASSES: dict[ScoreActivation, str] = {
     "sigmoid": "torch.nn.modules.activation.Sigmoid",
@@ -265,6 +270,14 @@ def _without(null: Sequence[str], name: str, said: dict[str, Any], error: Except
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def write_trained_rows(folder: str | Path, rows: NDArray[np.uint64]) -> None:
+    """Write the fingerprints of the rows that a model was trained on, `TRAINED_ROWS`; nothing where there are none."""
+    if len(rows):
+        import numpy as np
+
+        np.save(Path(folder, TRAINED_ROWS), rows)
 
 
 def complete_folder(

@@ -22,12 +22,20 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import torch
 
+from cross_trainer.data.fingerprints import Fingerprints, joined
 from cross_trainer.data.pairs import Pair, Truncation, check_truncation, is_single, read_pairs, unique_pairs
 from cross_trainer.errors import ConfigurationError, check_whole, short
 from cross_trainer.execution.view import READS_PADDING
 from cross_trainer.saved.adapters import SETTINGS, adapter_folders, write_model
+from cross_trainer.saved.calibration import Calibration
 from cross_trainer.saved.export import Precision, Target
-from cross_trainer.saved.folder import complete_folder, describe_reading, saved_text_columns, saved_truncation
+from cross_trainer.saved.folder import (
+    complete_folder,
+    describe_reading,
+    saved_text_columns,
+    saved_truncation,
+    write_trained_rows,
+)
 from cross_trainer.saved.hub import push_to_hub
 from cross_trainer.saved.loading import (
     Activation,
@@ -41,6 +49,7 @@ from cross_trainer.saved.loading import (
     describe_activation,
     load_classifier,
     load_tokenizer,
+    load_trained_rows,
     padding_side,
     place_loading,
     saved_activation,
@@ -140,6 +149,8 @@ class CrossEncoder:
             or the model; the message says how.
     """
 
+    _trained: Fingerprints | None = None  # looked up when it is asked for
+
     @spelled(REFUSED["CrossEncoder"])
     def __init__(
         self,
@@ -213,6 +224,7 @@ class CrossEncoder:
             raise ConfigurationError(f'file_name={file_name!r} names an exported file: pass backend="onnx" with it.')
         self.backend: Backend = backend
         model, self._untrained = loaded.model, loaded.is_new
+        self._source = {key: value for key, value in source.items() if key != "token"}  # which no pickle may hold
         self.prompts = {**loaded.prompts, **(prompts or {})}
         self.default_prompt_name = loaded.default_prompt_name if default_prompt_name is None else default_prompt_name
         self._prompt()
@@ -641,6 +653,55 @@ class CrossEncoder:
         self._untrained = False
         fit(self, train_dataloader, settings, keep_activation=self._activation_given)
 
+    def calibrate(
+        self,
+        rows: Any,
+        threshold: str | None = None,
+        *,
+        columns: Sequence[str] | None = None,
+        relevance_threshold: float | None = None,
+        confidence: float | None = None,
+        batch_size: int | None = None,
+    ) -> Calibration:
+        """Change the model's last layer so that its scores are probabilities that come true as often as they say.
+
+        Afterwards `activation_fn` is a sigmoid, for classes a softmax. `save_pretrained` saves both for every tool.
+
+        Args:
+            rows: Labelled rows of any form, held out from training: pairs, or queries with several documents.
+            threshold: What 0.5 shall be: "f1", "accuracy", "precision>=0.95" or "recall>=0.9"; see
+                `cross_trainer.calibrate`. Default: the probability as it is.
+            columns: The columns of the two texts, and of the label. Default: by their names and types.
+            relevance_threshold: Grades from here on count as 1 and those below as 0.
+            confidence: The level of bootstrap intervals of the figures. Default: none.
+            batch_size: As for `predict`.
+
+        Returns:
+            What was done, with figures of these rows before and after.
+
+        Raises:
+            UnsupportedModelError: Logits don't follow from a last linear layer.
+            ConfigurationError: An argument can't be followed, or no threshold has that precision.
+            DataError: A row can't be calibrated on, or a notable share was trained on; the message names the first.
+        """
+        from cross_trainer.training.calibrating import calibrate_scores
+
+        self._check_has_weights("calibrate()")
+        found = calibrate_scores(self, rows, columns, batch_size, threshold, relevance_threshold, confidence)
+        self.activation_fn = saved_activation(self.config)
+        return found
+
+    def trained_rows(self) -> Fingerprints:
+        """Fingerprints of the pairs that the model was trained on, as its files know them."""
+        if self._trained is None:
+            name = self.config.name_or_path
+            self._trained = joined(load_trained_rows(name, self._source) if name else None)
+        return self._trained
+
+    def add_trained_rows(self, rows: Fingerprints) -> None:
+        """Remember rows that the model is trained on, by their fingerprints; they are saved with it."""
+        self._trained = joined(self.trained_rows(), rows)
+
     # -- saving --------------------------------------------------------------------------------------------------------
 
     @spelled(REFUSED["save_pretrained"])
@@ -674,6 +735,7 @@ class CrossEncoder:
     def _complete(self, folder: str | Path) -> None:
         """Write the tokenizer and what else the folder of a model or of a config lacks."""
         complete_folder(folder, self.config, self.tokenizer, self.max_length, self.prompts, self.default_prompt_name)
+        write_trained_rows(folder, self.trained_rows())
 
     def _check_has_weights(self, what: str) -> None:
         if self.backend != "torch":

@@ -106,6 +106,7 @@ def fit(
         )
         if not keep_activation:
             encoder.activation_fn = saved_activation(encoder.config)  # the trainer has written what the loss asks for
+        encoder.add_trained_rows(trainer.trained_rows(begun=True))  # evaluators may save before the end
         trainer.train()
         encoder.model.train(False)
         keeps_last = evaluation is None or not settings.save_best_model

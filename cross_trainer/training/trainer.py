@@ -37,6 +37,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, Hu
 
 from cross_trainer.data.collator import NUM_DOCUMENTS, ROW_NUMBERS, PairCollator
 from cross_trainer.data.columns import IGNORED_LABEL, NUM_RELEVANT, Columns, Rows, is_stream
+from cross_trainer.data.fingerprints import Fingerprints, Recorder, fingerprints_of, joined
 from cross_trainer.data.items import Item, MappedItems, StreamedItems
 from cross_trainer.data.survey import RowCheck, text_lengths
 from cross_trainer.errors import ConfigurationError, DataError, NotFiniteError, UnsupportedModelError
@@ -51,10 +52,13 @@ from cross_trainer.saved.adapters import (
     merged,
     remove_other_form,
 )
-from cross_trainer.saved.folder import complete_folder
+from cross_trainer.saved.calibration import Calibration
+from cross_trainer.saved.folder import complete_folder, write_trained_rows
+from cross_trainer.saved.loading import load_trained_rows
 from cross_trainer.spellings import REFUSED, TrainerSpellings, check_own_arguments, spelled
+from cross_trainer.training.calibrating import calibrate_on
 from cross_trainer.training.losses import logits_of, to_grid
-from cross_trainer.training.plan import DataPlan, Plan, default_collator, load_planned, make_plan
+from cross_trainer.training.plan import DataPlan, Plan, default_collator, load_planned, make_plan, source_of
 from cross_trainer.training.sharding import fill_batches
 
 if TYPE_CHECKING:
@@ -99,6 +103,9 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             CPUs the pieces of training hold `cross_trainer.token_budget.CPU_TOKENS` at most.
         stop_on_nan: Stop training with an error that names the step and the rows where a loss or a gradient is NaN or
             infinite, before the model's weights are. Without it, the step is taken.
+        fingerprints: Save 64-bit hashes of the pairs trained on with the model, `trained_rows.npy`, by which
+            `calibrate` refuses such rows. Who has a pair can tell by them that it was trained on. Rows of a stream are
+            known where no workers read it.
         model_kwargs: Of a model given by its name: more arguments of `from_pretrained`, such as `revision`, `token`,
             `cache_dir`, `trust_remote_code` or `attn_implementation`. The config and the tokenizer follow those that
             say where to load from.
@@ -141,6 +148,7 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         padding_free: bool = True,
         max_tokens: int | None = None,
         stop_on_nan: bool = True,
+        fingerprints: bool = True,
         model_kwargs: Mapping[str, Any] | None = None,
         merge_adapters: bool = False,
         **_others: Unpack[TrainerSpellings],
@@ -190,6 +198,10 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         self._stop_on_nan = stop_on_nan
         self._losses: list[tuple[torch.Tensor, list[int]]] = []  # of the batches of an update, with their rows
         self._training_rows: MappedItems | StreamedItems | None = None
+        self._fingerprints = fingerprints
+        self._recorder: Recorder | None = None  # of a stream
+        self._hashed: Fingerprints | None = None  # of the rows trained on
+        self._source = {**source_of(model_kwargs), "local_files_only": True}
         if model is not None and (train_dataset is not None or eval_dataset is not None):
             self.plan = self._plan_for(model, train_dataset, eval_dataset)
         if isinstance(model, str):
@@ -311,13 +323,16 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each worker is a process
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         if is_stream(dataset):
+            check: Any = RowCheck(planned.columns, planned.labels, planned.limits)
+            if is_training and self._fingerprints:
+                check = self._recorder = Recorder(check, planned.columns)
             rows: Any = StreamedItems(
                 dataset,
                 planned.columns,
                 self._rows_at_once(batch_size, is_training),
                 training=is_training,
                 seed=seed,
-                check=RowCheck(planned.columns, planned.labels, planned.limits),
+                check=check,
             )
         else:
             negatives = () if is_training else self._negatives_of(dataset, planned.columns)
@@ -704,6 +719,68 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         gc.collect()
         super().end()  # type: ignore[no-untyped-call]
 
+    # -- calibration ---------------------------------------------------------------------------------------------------
+
+    def calibrate(
+        self,
+        dataset: Rows | None = None,
+        threshold: str | None = None,
+        *,
+        relevance_threshold: float | None = None,
+        confidence: float | None = None,
+    ) -> Calibration:
+        """Change the model's last layer so that its probabilities come true as often as they say; then `save_model`.
+
+        Args:
+            dataset: Labelled rows that were held out from training. Default: `eval_dataset`.
+            threshold: What 0.5 shall be: "f1", "accuracy", "precision>=0.95" or "recall>=0.9"; see
+                `cross_trainer.calibrate`. Default: the probability as it is.
+            relevance_threshold: Grades from here on count as 1 and those below as 0.
+            confidence: The level of bootstrap intervals of the figures. Default: none.
+
+        Returns:
+            What was done, with figures of these rows before and after.
+
+        Raises:
+            UnsupportedModelError, ConfigurationError: As in `cross_trainer.calibrate`.
+            DataError: As there; a row can't be read, or a notable share of the rows was trained on.
+        """
+        rows: Any = self.eval_dataset if dataset is None else dataset
+        if rows is None or isinstance(rows, Mapping):
+            raise ConfigurationError("calibrate() needs one data set of labelled rows: calibrate(held_out).")
+        rows = list(rows) if is_stream(rows) else rows
+
+        def predict(*_: Any) -> tuple[Any, Any]:
+            with replaced(self.args, prediction_loss_only=False):
+                found = self.predict(rows)
+            return tuple(each[0] if isinstance(each, tuple) else each for each in found[:2])  # type: ignore[return-value]
+
+        return calibrate_on(
+            self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
+            rows,
+            self._data_plan(rows).columns,
+            self.trained_rows(),
+            predict,
+            threshold,
+            relevance_threshold,
+            confidence,
+        )
+
+    def trained_rows(self, *, begun: bool = False) -> Fingerprints:
+        """Fingerprints of the pairs that the model was trained on, in this training and in earlier ones, if known.
+
+        Args:
+            begun: Count this training even if no step of it has been taken.
+        """
+        earlier = load_trained_rows(self._config.name_or_path, self._source) if self._config.name_or_path else None
+        if not (begun or self.state.global_step) or self.plan is None or not self._fingerprints:
+            return joined(earlier)
+        if self._recorder is not None:
+            return joined(earlier, self._recorder.fingerprints())
+        if self._hashed is None and self.train_dataset is not None and isinstance(self.data_collator, PairCollator):
+            self._hashed = fingerprints_of(self.train_dataset, self.plan.columns)
+        return joined(earlier, self._hashed)
+
     # -- saving --------------------------------------------------------------------------------------------------------
 
     def save_model(
@@ -733,6 +810,7 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         if self.args.should_save and isinstance(self.data_collator, PairCollator):
             for place in [Path(folder)] if merges else adapter_folders(model, folder):
                 complete_folder(place, self._config, self.data_collator.tokenizer, self.data_collator.length_limit)
+                write_trained_rows(place, self.trained_rows())
 
     @contextlib.contextmanager
     def saving(self, folder: str | None, state: Any) -> Iterator[None]:

@@ -42,8 +42,6 @@ class SavingTrainer(TrainerSeams):
     plan: Plan | None
     hub_model_id: Any  # a name, or None before there is a repository
     push_in_progress: Any
-    _config: Any
-    _output_dir: str
     _record: RunRecord
     _hub_error: Exception | None  # why there is no repository
 
@@ -56,6 +54,15 @@ class SavingTrainer(TrainerSeams):
     _recorder: Recorder | None  # of a stream
     _hashed: Fingerprints | None  # of mapped rows
     _source: dict[str, Any]
+
+    @property
+    def _config(self) -> Any:  # a PretrainedConfig, whose label fields are typed as optional
+        return self.accelerator.unwrap_model(self.model).config
+
+    @property
+    def _output_dir(self) -> str:
+        assert self.args.output_dir is not None  # TrainingArguments fill it in
+        return self.args.output_dir
 
     def trained_rows(self, *, begun: bool = False) -> Fingerprints:
         """Fingerprints of the pairs that the model was trained on, in this training and in earlier ones, if known.

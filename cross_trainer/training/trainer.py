@@ -231,15 +231,6 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
 
     # -- the plan ------------------------------------------------------------------------------------------------------
 
-    @property
-    def _config(self) -> Any:  # a PretrainedConfig, whose label fields are typed as optional
-        return self.accelerator.unwrap_model(self.model).config
-
-    @property
-    def _output_dir(self) -> str:
-        assert self.args.output_dir is not None  # TrainingArguments fill it in
-        return self.args.output_dir
-
     def call_model_init(self, trial: Any = None) -> torch.nn.Module:
         """A fresh model from `model_init`, described as the first one was."""
         model = super().call_model_init(trial)

@@ -11,6 +11,7 @@ from .errors import MissingDependencyError as MissingDependencyError
 from .errors import NotFiniteError as NotFiniteError
 from .errors import UnsupportedModelError as UnsupportedModelError
 from .execution.padding_free import enable_padding_free as enable_padding_free
+from .metrics.calibration import calibration_metrics as calibration_metrics
 from .metrics.evaluate_modules import from_evaluate as from_evaluate
 from .metrics.pairs import binary_metrics as binary_metrics
 from .metrics.pairs import correlation_metrics as correlation_metrics
@@ -18,6 +19,8 @@ from .metrics.pairs import multiclass_metrics as multiclass_metrics
 from .metrics.pairs import multilabel_metrics as multilabel_metrics
 from .metrics.rankings import compare as compare
 from .metrics.rankings import ranking_metrics as ranking_metrics
+from .saved.calibration import Calibration as Calibration
+from .saved.calibration import calibrate as calibrate
 from .scoring.cross_encoder import CrossEncoder as CrossEncoder
 from .scoring.mining import MinedNegatives as MinedNegatives
 from .scoring.mining import MiningStatistics as MiningStatistics

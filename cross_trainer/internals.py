@@ -6,7 +6,7 @@ A release of theirs may change any of them without notice: when one does, this f
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -209,6 +209,14 @@ class TrainerSeams(_Trainer):
     def saving(self, folder: str | None, state: Any) -> contextlib.AbstractContextManager[None]:  # noqa: ARG002
         """The context in which the model is written to a folder; `state` holds all weights, or is None."""
         return contextlib.nullcontext()
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """The Trainer uploads checkpoints without a public hook, and doesn't say where that fails in the background."""
+        self.push_checkpoint(checkpoint_folder, super()._push_from_checkpoint)
+
+    def push_checkpoint(self, folder: str, push: Callable[[str], None]) -> None:
+        """Called with each checkpoint to upload; `push` starts the upload of it and of the output folder."""
+        push(folder)
 
     def before_wrapping(self) -> None:
         """Called before each training with `self.model` as it will be wrapped."""

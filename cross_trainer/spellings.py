@@ -90,7 +90,9 @@ _DEVICES = Refused(
     "predict(distributed=True)."
 )
 _WORKERS = Refused("a thread tokenises ahead of the model. Leave it out.", (None, 0))
-_CARD = "the model card is yours to write, with huggingface_hub.ModelCard. Leave it out."
+_CARD = (
+    "the model card is written from what is known. Edit README.md in the folder: later saves keep that. Leave it out."
+)
 _SAVING = {
     "train_datasets": Refused(_CARD),
     "safe_serialization": Refused("weights are saved as safetensors, never as pickles. Leave it out.", (None, True)),
@@ -129,14 +131,16 @@ REFUSED: dict[str, dict[str, Refused]] = {
     "save_pretrained": {
         **_SAVING,
         "model_name": Refused(_CARD),
-        "create_model_card": Refused(_CARD, (None, False)),
     },
     "push_to_hub": {
         **_SAVING,
         "local_model_path": Refused(
             "upload a folder with huggingface_hub.upload_folder(repo_id=..., folder_path=...)."
         ),
-        "replace_model_card": Refused("no model card is uploaded, so the repository's own stays.", (None, False)),
+        "replace_model_card": Refused(
+            "what somebody has edited in the repository's card stays. Remove README.md there to have it written anew.",
+            (None, False),
+        ),
         "tags": Refused(_CARD),
         "max_shard_size": Refused("save with model.model.save_pretrained(folder, max_shard_size=...) and upload that."),
         "use_temp_dir": Refused("a temporary folder is used, and gone afterwards. Leave it out.", (None, True)),

@@ -17,8 +17,21 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORY = r"(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)"
 
 
+LARGE = (".safetensors", ".bin", ".pt", ".pth")  # files that are uploaded before they are committed
+
+
 class Hub:
-    """Repositories by kind and name, each a mapping from path to content, and the requests that came in."""
+    """Repositories by kind and name, each a mapping from path to content, and the requests that came in.
+
+    Attributes:
+        objects: Large files by their digest.
+        puts: The digests of large files in the order in which their upload began.
+        dropped: Those of them that were broken off.
+        readers: Tokens that may read but not write.
+        strangers: Tokens whose connections are dropped.
+        drops: How many uploads of large files are still to be broken off.
+        refusals: How many commits to a repository are still to be refused.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -26,6 +39,13 @@ class Hub:
         self.created: list[dict[str, Any]] = []
         self.commits: list[dict[str, Any]] = []
         self.branches = {"main"}
+        self.objects: dict[str, bytes] = {}
+        self.puts: list[str] = []
+        self.dropped: list[str] = []
+        self.readers: set[str] = set()
+        self.strangers: set[str] = set()
+        self.drops = 0
+        self.refusals: dict[str, int] = {}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -34,6 +54,31 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         """Keep the tests' output clean."""
+
+    def parse_request(self) -> bool:
+        """Hang up on strangers, and let readers read only."""
+        known = super().parse_request()
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ") if known else ""
+        if token in self.hub.strangers:
+            self.close_connection = True
+            return False
+        if known and token in self.hub.readers and self.command in {"POST", "PUT"}:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self._json({"error": "This token can only read."}, 403)
+            return False
+        return known
+
+    def do_PUT(self) -> None:
+        digest, size = self.path.rsplit("/", 1)[1], int(self.headers["Content-Length"])
+        self.hub.puts.append(digest)
+        if self.hub.drops:
+            self.hub.drops -= 1
+            self.hub.dropped.append(digest)
+            self.rfile.read(size // 2)
+            self.close_connection = True
+            return
+        self.hub.objects[digest] = self.rfile.read(size)
+        self._json({})
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -63,32 +108,55 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"errors": [], "warnings": []})
         elif found := re.fullmatch(rf"/api/{REPOSITORY}/preupload/.+", path):
             files = [
-                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if file["path"].endswith(LARGE) else "regular",
+                    "shouldIgnore": False,
+                }
                 for file in json.loads(body)["files"]
             ]
             self._json({"files": files})
         elif found := re.fullmatch(rf"/api/{REPOSITORY}/commit/(?P<revision>.+)", path):
-            entries = [json.loads(line) for line in body.splitlines()]
-            self.hub.commits.append({"revision": found["revision"], **entries[0]["value"]})
-            for entry in entries[1:]:
-                if entry["key"] == "deletedFile":
-                    del self.hub.repositories[found["kind"], found["name"]][entry["value"]["path"]]
-                    continue
-                content = base64.b64decode(entry["value"]["content"])
-                self.hub.repositories[found["kind"], found["name"]][entry["value"]["path"]] = content
-            answer = {"commitUrl": f"{self.hub.url}/{found['name']}/commit/{COMMIT}", "commitOid": COMMIT}
-            if "create_pr=1" in urlsplit(self.path).query:
-                answer["pullRequestUrl"] = f"{self.hub.url}/{found['name']}/discussions/1"
-            self._json(answer)
+            self._commit(found["kind"], found["name"], found["revision"], body)
         elif found := re.fullmatch(rf"/api/{REPOSITORY}/branch/(?P<branch>.+)", path):
             self._json({}, 409 if found["branch"] in self.hub.branches else 200)
             self.hub.branches.add(found["branch"])
+        elif path.endswith(".git/info/lfs/objects/batch"):
+            wanted = [entry["oid"] for entry in json.loads(body)["objects"]]
+            self._json({"transfer": "basic", "objects": [self._place(digest) for digest in wanted]})
         elif found := re.fullmatch(rf"/api/{REPOSITORY}/paths-info/.+", path):
             files = self.hub.repositories.get((found["kind"], found["name"]), {})
             asked = re.findall(r"paths=([^&]+)", unquote(body.decode())) or json.loads(body or b"{}").get("paths", [])
             self._json([_entry(name, files[name]) for name in asked if name in files])
         else:
             self._json({"error": f"no such page: {path}"}, 404)
+
+    def _place(self, digest: str) -> dict[str, Any]:
+        """Where a large file is to be uploaded, unless it is there."""
+        actions = {"upload": {"href": f"{self.hub.url}/objects/{digest}", "header": {}}}
+        return {"oid": digest, "size": 0, **({} if digest in self.hub.objects else {"actions": actions})}
+
+    def _commit(self, kind: str, name: str, revision: str, body: bytes) -> None:
+        if self.hub.refusals.get(name):
+            self.hub.refusals[name] -= 1
+            self._json({"error": "Not today."}, 400)
+            return
+        entries = [json.loads(line) for line in body.splitlines()]
+        repository = self.hub.repositories[kind, name]
+        for entry in entries[1:]:
+            if entry["key"] == "deletedFile":
+                del repository[entry["value"]["path"]]
+        values = {entry["value"]["path"]: entry["value"] for entry in entries[1:] if entry["key"] != "deletedFile"}
+        files = {
+            path: base64.b64decode(value["content"]) if "content" in value else self.hub.objects[value["oid"]]
+            for path, value in values.items()
+        }
+        self.hub.commits.append({"name": name, "revision": revision, "files": files, **entries[0]["value"]})
+        repository.update(files)
+        answer = {"commitUrl": f"{self.hub.url}/{name}/commit/{COMMIT}", "commitOid": COMMIT}
+        if "create_pr=1" in urlsplit(self.path).query:
+            answer["pullRequestUrl"] = f"{self.hub.url}/{name}/discussions/1"
+        self._json(answer)
 
     def _describe(self, kind: str, name: str) -> None:
         files = self.hub.repositories.get((kind, name))

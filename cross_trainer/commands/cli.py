@@ -1,4 +1,4 @@
-"""The command line: `cross-trainer train | evaluate | score | rank | mine | export | template`; see `--help`.
+"""The command line: `cross-trainer train | evaluate | calibrate | score | rank | mine | export | template`.
 
     cross-trainer score pairs.csv -o scored.parquet --model output/quora
     cross-trainer train quora.yaml --num_train_epochs 2
@@ -6,8 +6,8 @@
     torchrun --nproc_per_node 2 -m cross_trainer score pairs.csv -o scored.parquet --model output/quora
 
 This file declares the commands and their options, which may be written with dashes or underscores. What a command does
-is also a function to call from Python: `score_file`, `rank_files`, `train_model`, `evaluate_dataset`, `mine_file`,
-`export_folder`.
+is also a function to call from Python: `score_file`, `rank_files`, `train_model`, `evaluate_dataset`,
+`calibrate_model`, `mine_file`, `export_folder`.
 
 A request that can't be met ends with one line on stderr and exit code 2, and Ctrl-C with exit code 130 and a line that
 says how to continue. Unexpected errors keep their traceback. torch and other large packages are imported only when a
@@ -30,6 +30,7 @@ from typer.core import TyperCommand
 
 import cross_trainer
 from cross_trainer.commands.arguments import parse_arguments, read_config
+from cross_trainer.commands.calibrate import calibrate_model
 from cross_trainer.commands.evaluate import evaluate_dataset
 from cross_trainer.commands.export import export_folder
 from cross_trainer.commands.mine import mine_file
@@ -285,6 +286,9 @@ def evaluate(
     text_columns: Texts = None,
     label_column: LabelColumn = None,
     confidence: Annotated[float | None, typer.Option(help="Level of bootstrap intervals, such as 0.95.")] = None,
+    calibration: Annotated[
+        bool, typer.Option("--calibration", help="Add calibration error, Brier score and log loss.")
+    ] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A JSON file to write the metrics to.")] = None,
     overwrite: Overwrite = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Pairs that are scored together at most.")] = 64,
@@ -304,9 +308,48 @@ def evaluate(
         text_columns=text_columns,
         label_column=label_column,
         confidence=confidence,
+        calibration=calibration,
         output=output,
         overwrite=overwrite,
         batch_size=batch_size,
+        **options,
+    )
+
+
+@_command(
+    _option("threshold", str | None, None, "What 0.5 shall be: f1, accuracy, precision>=0.95 or recall>=0.9."),
+    _option("relevance_threshold", float | None, None, "Grades from here on count as 1, those below as 0."),
+    _option("confidence", float, 0.95, "Level of bootstrap intervals."),
+    _option("batch_size", int, 64, "Pairs that are scored together at most.", min=1),
+    *MODEL_OPTIONS,
+    example="cross-trainer calibrate output/quora held_out.csv -o output/calibrated --threshold 'precision>=0.95'",
+)
+def calibrate(
+    model: Annotated[str, typer.Argument(help=f"{MODEL}.")],
+    dataset: Annotated[str, typer.Argument(help=f"{LABELLED}, held out from training.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to save to.", show_default=False)],
+    split: Split = "validation",
+    dataset_config: DatasetConfig = None,
+    text_columns: Texts = None,
+    label_column: LabelColumn = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that isn't empty.")] = False,
+    **options: Any,
+) -> None:
+    """Let a model's probabilities come true as often as they say, in every tool that reads it.
+
+    The last layer is scaled and shifted, so that the order of scores stays. With --threshold, 0.5 becomes the score to
+    decide at instead of a probability. Rows that the model was trained on are refused where its folder knows them.
+    """
+    _log_to_stderr()
+    calibrate_model(
+        model,
+        dataset,
+        output,
+        split,
+        dataset_config,
+        text_columns=text_columns,
+        label_column=label_column,
+        overwrite=overwrite,
         **options,
     )
 

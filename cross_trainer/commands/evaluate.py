@@ -10,10 +10,9 @@ Shapes: P pairs, C classes, G queries, D documents of the longest list.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -22,18 +21,12 @@ from cross_trainer.commands.arguments import name_columns
 from cross_trainer.commands.processes import are_several, is_main, on_main
 from cross_trainer.commands.score import load_encoder, show_progress, takes_instruction, trained_columns
 from cross_trainer.commands.train import check_columns
-from cross_trainer.data.columns import IGNORED_LABEL, INSTRUCTION, NUM_RELEVANT, Columns, Rows, iterate
+from cross_trainer.data.columns import INSTRUCTION, NUM_RELEVANT, Rows
 from cross_trainer.data.splits import load_split
 from cross_trainer.data.tables import Name, check_output, replacing
-from cross_trainer.errors import DataError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from cross_trainer.data.pairs import Pair
     from cross_trainer.scoring.cross_encoder import CrossEncoder
-
-CHUNK = 1_000  # rows whose labels become tensors together
 
 
 def evaluate_dataset(
@@ -45,6 +38,7 @@ def evaluate_dataset(
     text_columns: Sequence[str] | None = None,
     label_column: str | None = None,
     confidence: float | None = None,
+    calibration: bool = False,
     output: Name | None = None,
     overwrite: bool = False,
     batch_size: int = 64,
@@ -60,6 +54,7 @@ def evaluate_dataset(
         text_columns: The columns of the two texts. Default: by their names and types.
         label_column: The column of the label.
         confidence: As for `measure`.
+        calibration: As for `measure`.
         output: A JSON file for the metrics; a metric that is undefined becomes null.
         overwrite: Replace `output`.
         batch_size: As for `measure`.
@@ -75,7 +70,7 @@ def evaluate_dataset(
     rows = load_split(dataset, split, dataset_config, columns)
     instructed = INSTRUCTION in rows.column_names and takes_instruction(model, **options)
     check_columns(dataset, rows, columns, trained_on=trained_columns(model, **options), instructed=instructed)
-    values = measure(load_encoder(model, **options), rows, columns, confidence, batch_size)
+    values = measure(load_encoder(model, **options), rows, columns, confidence, batch_size, calibration=calibration)
     if not is_main():
         return
     _print_metrics(values, len(rows), confidence)
@@ -91,6 +86,8 @@ def measure(
     columns: Sequence[str] | None = None,
     confidence: float | None = None,
     batch_size: int = 64,
+    *,
+    calibration: bool = False,
 ) -> dict[str, float]:
     """Measure a model on labelled rows. The labels decide which metrics, as in `CrossEncoderTrainer.evaluate`.
 
@@ -100,6 +97,7 @@ def measure(
         columns: The columns of the two texts, and of the label. Default: by their names and types.
         confidence: The level of bootstrap intervals `<metric>_low` and `<metric>_high`, such as 0.95. Default: none.
         batch_size: Pairs that are scored together at most.
+        calibration: Add those of `calibration_metrics`.
 
     Returns:
         The metrics, and the `loss` of all rows.
@@ -114,54 +112,30 @@ def measure(
     from transformers.modeling_outputs import SequenceClassifierOutput
 
     from cross_trainer.data.collator import PairCollator
+    from cross_trainer.data.labelled import LabelledPairs
+    from cross_trainer.metrics.calibration import calibration_metrics
     from cross_trainer.training.losses import to_grid
     from cross_trainer.training.plan import make_plan
 
     collator = PairCollator(encoder.tokenizer, **encoder.reading, columns=columns)
     plan = make_plan(encoder.model, None, rows, collator, padding_free=False)
     resolved, metrics, loss = plan.for_dataset(rows).columns, plan.metrics, plan.loss
-    if resolved.shape == "tokens":
-        raise DataError(f"Column {resolved.query!r} holds tokens. Evaluate on the texts that they were made of.")
-    if loss is None:
-        raise DataError(
-            "The data set has no label to compare scores with. Name its column with columns=(..., ..., label)."
-        )
-    if confidence is not None and metrics is not None:
-        metrics = dataclasses.replace(metrics, confidence=confidence)  # type: ignore[type-var]
-    chunks: list[dict[str, Tensor]] = []
-    windows = encoder.score_windows(
-        _read_pairs(rows, resolved, chunks), batch_size=batch_size, activation="logits", distributed=are_several()
-    )
+    pairs = LabelledPairs(rows, resolved)
+    assert loss is not None  # as there are labels
+    measures = [each for each in (metrics, calibration_metrics() if calibration else None) if each is not None]
+    if confidence is not None:
+        measures = [dataclasses.replace(each, confidence=confidence) for each in measures]  # type: ignore[type-var]
+    windows = encoder.score_windows(pairs, batch_size=batch_size, activation="logits", distributed=are_several())
     logits = torch.from_numpy(np.concatenate(list(show_progress(windows))))
-    targets = {name: _join([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    targets = pairs.targets()
     labels = targets["labels"]
     predictions = to_grid(logits, labels) if resolved.grouped else logits
     references: Any = (labels.numpy(), targets[NUM_RELEVANT].numpy()) if NUM_RELEVANT in targets else labels.numpy()
-    values = {} if metrics is None else metrics(EvalPrediction(predictions.numpy(), references))
-    return {**values, "loss": loss(SequenceClassifierOutput(logits=predictions), labels).item()}
-
-
-def _read_pairs(rows: Rows, columns: Columns, chunks: list[dict[str, Tensor]]) -> Iterator[Pair]:
-    """The pairs of all rows; the labels of every chunk are added to `chunks` as it is read."""
-    from cross_trainer.data.collator import pairs_and_labels
-
-    source = iterate(rows)
-    while chunk := list(itertools.islice(source, CHUNK)):
-        pairs, targets = pairs_and_labels(chunk, columns)
-        chunks.append(targets)
-        yield from pairs
-
-
-def _join(parts: Sequence[Tensor]) -> Tensor:
-    """Labels of all chunks; lists [G, D] are padded to the longest one."""
-    import torch
-
-    if parts[0].dim() == 1:
-        return torch.cat(list(parts))
-    width = max(part.shape[1] for part in parts)
-    padding = [(0, width - part.shape[1]) for part in parts]
-    padded = [torch.nn.functional.pad(part, pad, value=IGNORED_LABEL) for part, pad in zip(parts, padding, strict=True)]
-    return torch.cat(padded)
+    values = [measure(EvalPrediction(predictions.numpy(), references)) for measure in measures]
+    return {
+        **{name: value for each in values for name, value in each.items()},
+        "loss": loss(SequenceClassifierOutput(logits=predictions), labels).item(),
+    }
 
 
 def _print_metrics(values: Mapping[str, float], rows: int, confidence: float | None) -> None:

@@ -91,6 +91,9 @@ class TrainArguments(RecipeArguments):
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run Python code from the model's folder or repository."}
     )
+    card_examples: int = field(
+        default=3, metadata={"help": "Rows of the training data that the model card may show; 0 for none."}
+    )
     dry_run: bool = field(default=False, metadata={"help": "Print what the training would do, and end."})
     in_batch_negatives: int = field(
         default=0, metadata={"help": "Positives of other rows to train each row (query, positive) against."}
@@ -153,8 +156,8 @@ def train_model(arguments: TrainArguments, training_arguments: TrainingArguments
         smoothing, device = training_arguments.label_smoothing_factor, training_arguments.device.type
         typer.echo(repr(make_plan(arguments.model, **options, label_smoothing_factor=smoothing, device=device)))
         return
-    merging = arguments.merge_adapters
-    trainer = CrossEncoderTrainer(arguments.model, training_arguments, **options, merge_adapters=merging)
+    options |= {"merge_adapters": arguments.merge_adapters, "card_examples": arguments.card_examples}
+    trainer = CrossEncoderTrainer(arguments.model, training_arguments, **options)
     _choose_best_by(trainer)
     trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint)
     finish(trainer, splits)

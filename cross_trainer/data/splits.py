@@ -146,7 +146,7 @@ def load_table(path: Name, columns: Sequence[str] | None = None) -> Dataset:
         DataError: A text isn't a text, a label's column mixes numbers with something else, or the file can't be read.
             The message names the file, the line and the column.
     """
-    from datasets import Dataset, config
+    from datasets import Dataset, DatasetInfo, config
 
     if table_format(Path(path)) is None:
         raise DataError(
@@ -161,7 +161,7 @@ def load_table(path: Name, columns: Sequence[str] | None = None) -> Dataset:
             _convert(path, temporary, columns)
             if _state(path) != state:
                 raise DataError(f"{path} was changed while it was being read. Try again.")
-    return Dataset.from_file(str(cached))
+    return Dataset.from_file(str(cached), info=DatasetInfo(dataset_name=Path(path).name))
 
 
 def _state(path: Name) -> tuple[int, int]:

@@ -34,6 +34,7 @@ from cross_trainer.errors import DataError, short
 logger = logging.getLogger(__name__)
 
 BATCH_ROWS = 10_000
+MOST_COUNTS = 100
 
 
 @dataclass
@@ -54,6 +55,8 @@ class Survey:
         integers: Whether all labels are of an integer type.
         whole: Whether no label has a fraction.
         names: The class names that occur as labels.
+        counts: How often each label occurs, or for lists of C numbers, how often each is above 0; None where there are
+            more than `MOST_COUNTS` different ones.
     """
 
     rows: int = 0
@@ -67,6 +70,7 @@ class Survey:
     integers: bool = True
     whole: bool = True
     names: set[str] = field(default_factory=set)
+    counts: dict[Any, int] | None = field(default_factory=dict)
 
 
 def survey(dataset: Rows, columns: Columns) -> Survey:
@@ -301,7 +305,19 @@ def _check_labels(batch: Mapping[str, list[Any]], columns: Columns, start: int, 
             )
         if kind == "multi":
             _check_width(label, name, row, found)
+        _count(label, kind, found)
         found.kind = kind
+
+
+def _count(label: Any, kind: str, found: Survey) -> None:
+    """Count a label, or the entries of a list of them."""
+    if found.counts is None:
+        return
+    entries = [place for place, entry in enumerate(label) if entry > 0] if kind == "multi" else _flat(label)
+    for entry in entries:
+        found.counts[entry] = found.counts.get(entry, 0) + 1
+    if len(found.counts) > MOST_COUNTS:
+        found.counts = None
 
 
 def _check_numbers(label: Any, name: str, row: int, found: Survey) -> None:

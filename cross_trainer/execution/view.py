@@ -26,7 +26,7 @@ def scoring_view(model: Any, pad_token_id: int | None = None) -> Any:
     Args:
         model: A classifier, under PEFT or not.
         pad_token_id: The token that fills rows up. Decoders, whose head is called `score`, find the end of a text by
-            it, so the view's config gets it there, and where the model's names none.
+            it, so the view's config gets it there, and where the model's names none. None leaves the config's.
     """
     for module in model.modules():  # PEFT does so in its first forward pass, which would change the shared weights
         if getattr(module, "disable_adapters", False) is True and getattr(module, "merged", False):
@@ -34,7 +34,8 @@ def scoring_view(model: Any, pad_token_id: int | None = None) -> Any:
     shared = {id(tensor): tensor for module in model.modules() for tensor in _tensors(module)}
     view = copy.deepcopy(model, shared).eval()
     text_config = view.config.get_text_config()
-    if hasattr(view, "score") or getattr(text_config, "pad_token_id", None) is None:
+    known = getattr(text_config, "pad_token_id", None)
+    if pad_token_id is not None and (hasattr(view, "score") or known is None):
         text_config.pad_token_id = pad_token_id
     return view
 

@@ -36,8 +36,10 @@ from cross_trainer.metrics.report import (
     MetricActivation,
     activate,
     check_options,
+    class_numbers,
     divide,
     misshaped,
+    not_finite,
     one_score,
     read,
     report,
@@ -298,16 +300,10 @@ class MulticlassMetrics:
         if logits.ndim != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1]:
             raise misshaped(self, logits, labels, "logits [P, C] of at least two classes and labels [P]")
         names = _names(self.names, logits.shape[1])
-        keep = labels != IGNORED
-        logits, labels = logits[keep], labels[keep]
-        wrong = np.flatnonzero(~np.isin(labels, np.arange(len(names))))
-        if wrong.size:
-            raise DataError(
-                f"the label at row {wrong[0]} is {labels[wrong[0]]:g}; with {len(names)} classes, labels are whole "
-                f"numbers from 0 to {len(names) - 1}: check the model's num_labels and the order of its label names"
-            )
-        true, chosen = labels.astype(np.int64), logits.argmax(axis=1)
-        broken = _not_finite(logits)
+        keep, true = class_numbers(labels, len(names))
+        logits = logits[keep]
+        chosen = logits.argmax(axis=1)
+        broken = not_finite(logits)
         return report(self, lambda rows: _classification(true[rows], chosen[rows], names, broken), len(true))
 
 
@@ -405,7 +401,7 @@ class MultilabelMetrics:
         keep = (labels != IGNORED).any(axis=1)
         logits, labels = logits[keep], labels[keep]
         predicted = activate(logits, self.activation) >= self.threshold
-        broken = _not_finite(logits)
+        broken = not_finite(logits)
         return report(
             self, lambda rows: _multilabel(logits[rows], predicted[rows], labels[rows], names, broken), len(labels)
         )
@@ -501,14 +497,9 @@ def _degenerate(scores: Floats) -> list[str]:
     """Why these scores can't be measured; empty if they can."""
     if len(scores) < 2:
         return ["there is only one labelled row" if len(scores) else "there are no labelled rows"]
-    if broken := _not_finite(scores):
+    if broken := not_finite(scores):
         return broken
     return [f"all {len(scores)} scores are {scores[0]:g}"] if np.ptp(scores) == 0 else []
-
-
-def _not_finite(logits: Floats) -> list[str]:
-    broken = len({int(row) for row in np.argwhere(~np.isfinite(logits))[:, 0]})
-    return [f"{broken} of {len(logits)} rows have logits that are NaN or infinite"] if broken else []
 
 
 def _mean(values: Floats) -> float:

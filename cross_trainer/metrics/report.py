@@ -100,6 +100,29 @@ def one_score(logits: Floats, labels: Floats, metric: Metric, two_classes: bool 
     return logits[keep], labels[keep]
 
 
+def class_numbers(labels: Floats, classes: int) -> tuple[NDArray[np.bool_], Indices]:
+    """Which rows of labels [P] are labelled [P], and their classes.
+
+    Raises:
+        DataError: A label isn't the number of a class.
+    """
+    keep = labels != IGNORED
+    known = labels[keep]
+    wrong = np.flatnonzero(~np.isin(known, np.arange(classes)))
+    if wrong.size:
+        raise DataError(
+            f"the label at row {wrong[0]} is {known[wrong[0]]:g}; with {classes} classes, labels are whole numbers "
+            f"from 0 to {classes - 1}: check the model's num_labels and the order of its label names"
+        )
+    return keep, known.astype(np.int64)
+
+
+def not_finite(logits: Floats) -> list[str]:
+    """Why rows of logits [P] or [P, C] can't be measured; empty if they can."""
+    broken = len({int(row) for row in np.argwhere(~np.isfinite(logits))[:, 0]})
+    return [f"{broken} of {len(logits)} rows have logits that are NaN or infinite"] if broken else []
+
+
 def activate(logits: Floats, activation: MetricActivation) -> Floats:
     """Turn logits into scores."""
     if activation == "identity":

@@ -19,11 +19,16 @@ from cross_trainer.errors import ConfigurationError
 from cross_trainer.saved.chat import write_chat_template
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
 ScoreActivation: TypeAlias = Literal["sigmoid", "softmax", "identity"]
 
 READING = "cross_trainer"  # the entry of config.json
+
+TRAINED_ROWS = "trained_rows.npy"
+"""The file of a folder that holds fingerprints of rows; of no format in which tools look for weights."""
 
 ACTIVATION_CLASSES: dict[ScoreActivation, str] = {
     "sigmoid": "torch.nn.modules.activation.Sigmoid",
@@ -301,6 +306,14 @@ def _without(null: Sequence[str], name: str, said: dict[str, Any], error: Except
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def write_trained_rows(folder: str | Path, rows: NDArray[np.uint64]) -> None:
+    """Write the fingerprints of the rows that a model was trained on, `TRAINED_ROWS`; nothing where there are none."""
+    if len(rows):
+        import numpy as np
+
+        np.save(Path(folder, TRAINED_ROWS), rows)
 
 
 def complete_folder(

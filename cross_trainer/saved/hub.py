@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 
 from cross_trainer.saved.adapters import files_of_other_form
+from cross_trainer.saved.card import CARD
 from cross_trainer.spellings import REFUSED, spelled
 
 
 class Saves(Protocol):
     """What can be uploaded."""
 
-    def save_pretrained(self, folder: str | Path, *, merge_adapters: bool = False) -> Any:
-        """Write all of its files into a folder."""
+    def save_for(self, folder: str | Path, address: str | None, merge_adapters: bool = False) -> Any:
+        """Write all of its files into a folder, with a card that says where they will be loaded from."""
 
 
 @spelled(REFUSED["push_to_hub"])
@@ -32,6 +34,8 @@ def push_to_hub(
     merge_adapters: bool = False,
 ) -> str:
     """Upload what `save_pretrained` writes, in one commit; the repository is made if it isn't there.
+
+    What somebody has edited in the repository's model card stays.
 
     Args:
         self: The model.
@@ -55,7 +59,8 @@ def push_to_hub(
     if revision is not None:
         api.create_branch(repo, branch=revision, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        self.save_pretrained(folder, merge_adapters=merge_adapters)
+        fetch_card(repo, folder, token, revision)
+        self.save_for(folder, repo, merge_adapters)
         commit = api.upload_folder(
             repo_id=repo,
             folder_path=folder,
@@ -66,3 +71,21 @@ def push_to_hub(
             delete_patterns=files_of_other_form(folder),
         )
     return str(commit.pr_url if create_pr else commit.commit_url)
+
+
+def fetch_card(
+    repository: str, folder: str | Path, token: str | bool | None = None, revision: str | None = None
+) -> None:
+    """Copy a repository's card into a folder that has none, so that what was edited on the Hub isn't overwritten."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    target = Path(folder, CARD)
+    if target.exists():
+        return
+    try:
+        found = hf_hub_download(repository, CARD, token=token, revision=revision)
+    except EntryNotFoundError:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(found, target)

@@ -19,7 +19,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cross_trainer.errors import ConfigurationError, short
@@ -29,6 +31,7 @@ from cross_trainer.saved.chat import read_chat_template
 from cross_trainer.saved.folder import (
     ACTIVATION_CLASSES,
     OVER_BASE,
+    TRAINED_ROWS,
     activation_path,
     check_entries,
     describe_scores,
@@ -566,6 +569,12 @@ def _obstacle(
     if default is not None and default not in prompts:
         return f"default_prompt_name={default!r} in config_sentence_transformers.json among the prompts {list(prompts)}"
     return None
+
+
+def load_trained_rows(name: str, source: Mapping[str, Any]) -> NDArray[np.uint64] | None:
+    """Fingerprints of the rows that a model was trained on, where its folder or repository has them."""
+    path = find_file(name, TRAINED_ROWS, source)
+    return None if path is None else np.load(path, allow_pickle=False).astype(np.uint64)
 
 
 def load_tokenizer(name: str, source: Mapping[str, Any]) -> Any:

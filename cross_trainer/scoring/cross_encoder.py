@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import torch
 
+from cross_trainer.data.fingerprints import Fingerprints, joined
 from cross_trainer.data.pairs import (
     Pair,
     Truncation,
@@ -32,13 +33,11 @@ from cross_trainer.data.pairs import (
     unique_pairs,
 )
 from cross_trainer.data.templates import Template, choose_template
-from cross_trainer.errors import ConfigurationError, UnsupportedModelError, check_whole, short
+from cross_trainer.errors import ConfigurationError, check_whole, short
 from cross_trainer.execution.view import READS_PADDING
-from cross_trainer.saved.adapters import SETTINGS, adapter_folders, write_model
-from cross_trainer.saved.export import Precision, Target
+from cross_trainer.saved.calibration import Calibration
+from cross_trainer.saved.card import CardFacts
 from cross_trainer.saved.folder import (
-    complete_folder,
-    describe_reading,
     saved_query_length,
     saved_template,
     saved_text_columns,
@@ -55,17 +54,15 @@ from cross_trainer.saved.loading import (
     check_loaded,
     check_vocabulary,
     choose_max_length,
-    describe_activation,
     load_classifier,
     load_tokenizer,
+    load_trained_rows,
     padding_side,
     place_loading,
     saved_activation,
     with_padding,
 )
-from cross_trainer.saved.modular import Modular
-from cross_trainer.saved.rerankers import Answers, saved_answers
-from cross_trainer.saved.rerankers import to_causal as to_causal_model
+from cross_trainer.saved.rerankers import Answers
 from cross_trainer.scoring.engine import (
     DEFAULT_WINDOW,
     Scores,
@@ -75,9 +72,10 @@ from cross_trainer.scoring.engine import (
     progress,
     with_logits,
 )
-from cross_trainer.scoring.exported import Backend, Export, export_model, load_exported
+from cross_trainer.scoring.exported import Backend, load_exported
 from cross_trainer.scoring.prepared import PreparedModel
 from cross_trainer.scoring.ranking import LongDocuments, cut_documents, read_documents, sort_documents
+from cross_trainer.scoring.saving import Origin, check_has_weights, export, save_for, save_pretrained
 from cross_trainer.spellings import REFUSED, LoadingSpellings, ScoringSpellings, spelled
 
 if TYPE_CHECKING:
@@ -161,6 +159,9 @@ class CrossEncoder:
         prompts: Texts by name that can be put before the first text of every pair.
         default_prompt_name: The one that is put there, or None. In a template, it is the instruction.
         template: The text that pairs stand in, or None.
+        is_untrained: Whether its head is new.
+        card_facts: What the model card says of a training by `fit`.
+        origin: Where it was loaded from, whose model card is its own until it is trained.
         model_card_data: The newest value of each metric that an evaluator of sentence-transformers has reported, by
             key.
 
@@ -168,6 +169,10 @@ class CrossEncoder:
         ConfigurationError: The model is no classifier and `num_labels` isn't given, or arguments contradict each other
             or the model; the message says how.
     """
+
+    _trained: Fingerprints | None = None  # looked up when it is asked for
+    _warned = False  # of a head without training
+    card_facts: CardFacts | None = None
 
     @spelled(REFUSED["CrossEncoder"])
     def __init__(
@@ -222,11 +227,16 @@ class CrossEncoder:
                 "one is given. Load that with them."
             )
         if backend != "torch":
-            compiled = True if compile else None
             on_gpu = None if device is None or torch.device(device).type == "cpu" else device
-            needs_torch: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "compile": compiled, "device": on_gpu}
             file_name = agreed("file_name", file_name, "model_kwargs", model_kwargs.pop("file_name", None))
-            needs_torch |= {"model_kwargs": model_kwargs or None, "config_kwargs": config_kwargs or None}
+            needs_torch = {
+                "dtype": dtype,
+                "quantize": quantize,
+                "compile": compile or None,
+                "device": on_gpu,
+                "model_kwargs": model_kwargs or None,
+                "config_kwargs": config_kwargs or None,
+            }
             loaded = load_exported(model_name_or_path, num_labels, backend, file_name, source, needs_torch)
             if tokenizer is None:
                 tokenizer = load_tokenizer(str(model_name_or_path), {**source, **tokenizer_kwargs})
@@ -246,10 +256,10 @@ class CrossEncoder:
         if backend == "torch" and file_name is not None:
             raise ConfigurationError(f'file_name={file_name!r} names an exported file: pass backend="onnx" with it.')
         self.backend: Backend = backend
-        model, self._untrained = loaded.model, loaded.is_new
+        model, self.is_untrained = loaded.model, loaded.is_new
+        self._source = {key: value for key, value in source.items() if key != "token"}  # which no pickle may hold
         self.prompts = {**loaded.prompts, **(prompts or {})}
-        saved_prompt = None if instruction is not None else loaded.default_prompt_name  # in a template, it was that
-        self.default_prompt_name = saved_prompt if default_prompt_name is None else default_prompt_name
+        self.default_prompt_name = loaded.default_prompt_name if default_prompt_name is None else default_prompt_name
         if tokenizer is None:
             raise ConfigurationError("A loaded model needs its tokenizer: CrossEncoder(model, tokenizer=tokenizer).")
         self.model: PreTrainedModel = model
@@ -265,6 +275,8 @@ class CrossEncoder:
         self.model_card_data = _ReportedMetrics()
         self.max_tokens = MAX_TOKENS.get(self.device.type, 4096) if max_tokens is None else max_tokens
         check_whole("max_tokens", self.max_tokens)
+        is_named = isinstance(model_name_or_path, (str, Path)) and not self.is_untrained and backend == "torch"
+        self.origin = Origin.of(model, str(model_name_or_path), self._source) if is_named else None
 
     def _read_by(
         self,
@@ -282,6 +294,8 @@ class CrossEncoder:
         self.max_query_length = saved_query_length(self.config) if max_query_length is None else max_query_length
         if self.max_query_length is not None:
             check_whole("max_query_length", self.max_query_length)
+        if instruction is not None:
+            self.default_prompt_name = None  # it was the instruction
         self._prompt()  # there is one of that name, and a place for it
 
     @property
@@ -381,7 +395,7 @@ class CrossEncoder:
         rows = list(self._read([pairs] if single else pairs, columns, prefix))
         distinct, places = unique_pairs(rows)
         self._place(device)
-        engine = self._engine(batch_size, distributed, devices)
+        engine = self.engine(batch_size, distributed, devices)
         shown = False if distributed and process_of_all()[0] else show_progress_bar
         with progress(shown, len(distinct)) as advance:
             parts = list(engine.score(distinct, chosen, symmetric=symmetric, distinct=True, on_batch=advance))
@@ -458,7 +472,7 @@ class CrossEncoder:
             Scores [W, C] of W = `window` rows, fewer in the last one.
         """
         prompt = self._prompt(symmetric=symmetric)
-        engine, chosen = self._engine(batch_size, distributed, devices), self._activation(activation)
+        engine, chosen = self.engine(batch_size, distributed, devices), self._activation(activation)
         for scores in engine.score(self._read(rows, columns, prompt), chosen, symmetric=symmetric, window=window):
             yield scores.reshape(len(scores), -1)
 
@@ -557,23 +571,24 @@ class CrossEncoder:
             for index in order[:top_k]
         ]
 
-    def _engine(
+    def engine(
         self,
         batch_size: int | None = None,
         distributed: bool = False,
         devices: Sequence[str | torch.device] | None = None,
     ) -> ScoringEngine:
+        """How pairs are scored; arguments as in `predict`."""
         if batch_size is not None:
             check_whole("batch_size", batch_size)
-        if self._untrained:
+        if self.is_untrained and not self._warned:
             logger.warning(
                 "The classification head of %s is new: its scores mean nothing before training.",
                 self.config.name_or_path,
             )
-            self._untrained = False
+            self._warned = True
         pad = self.tokenizer.pad_token_id
         if devices is not None:
-            self._check_has_weights("devices=")
+            check_has_weights(self, "devices=")
         view = self._prepared.of(self.model, pad) if self.backend == "torch" else self.model
         models = [(view, self.device)]
         (model, device), *replicas = models if devices is None else self._prepared.on(devices, self.model, pad)
@@ -598,7 +613,7 @@ class CrossEncoder:
         check_device(device)
         if device is not None and self.backend != "torch":
             if torch.device(device).type != "cpu":
-                self._check_has_weights(f"device={device!r}")
+                check_has_weights(self, f"device={device!r}")
         elif device is not None:
             cast("Any", self.model).to(device)
         self._prepared.check(self.device)
@@ -687,7 +702,7 @@ class CrossEncoder:
         """
         from cross_trainer.training.fitting import FitSettings, fit
 
-        self._check_has_weights("fit()")
+        check_has_weights(self, "fit()")
         if self._prompt() and self.template is None:
             raise ConfigurationError(
                 f"fit() trains on the texts as they are, but the model puts the prompt {self.default_prompt_name!r} "
@@ -712,120 +727,63 @@ class CrossEncoder:
             show_progress_bar,
             seed,
         )
-        self._untrained = False
+        self.is_untrained = False
         fit(self, train_dataloader, settings, keep_activation=self._activation_given)
+
+    def calibrate(
+        self,
+        rows: Any,
+        threshold: str | None = None,
+        *,
+        columns: Sequence[str] | None = None,
+        relevance_threshold: float | None = None,
+        confidence: float | None = None,
+        batch_size: int | None = None,
+    ) -> Calibration:
+        """Change the model's last layer so that its scores are probabilities that come true as often as they say.
+
+        Afterwards `activation_fn` is a sigmoid, for classes a softmax. `save_pretrained` saves both for every tool.
+
+        Args:
+            rows: Labelled rows of any form, held out from training: pairs, or queries with several documents.
+            threshold: What 0.5 shall be: "f1", "accuracy", "precision>=0.95" or "recall>=0.9"; see
+                `cross_trainer.calibrate`. Default: the probability as it is.
+            columns: The columns of the two texts, and of the label. Default: by their names and types.
+            relevance_threshold: Grades from here on count as 1 and those below as 0.
+            confidence: The level of bootstrap intervals of the figures. Default: none.
+            batch_size: As for `predict`.
+
+        Returns:
+            What was done, with figures of these rows before and after.
+
+        Raises:
+            UnsupportedModelError: Logits don't follow from a last linear layer.
+            ConfigurationError: An argument can't be followed, or no threshold has that precision.
+            DataError: A row can't be calibrated on, or a notable share was trained on; the message names the first.
+        """
+        from cross_trainer.training.calibrating import calibrate_scores
+
+        check_has_weights(self, "calibrate()")
+        found = calibrate_scores(self, rows, columns, batch_size, threshold, relevance_threshold, confidence)
+        self.activation_fn = saved_activation(self.config)
+        return found
+
+    def trained_rows(self) -> Fingerprints:
+        """Fingerprints of the pairs that the model was trained on, as its files know them."""
+        if self._trained is None:
+            name = self.config.name_or_path
+            self._trained = joined(load_trained_rows(name, self._source) if name else None)
+        return self._trained
+
+    def add_trained_rows(self, rows: Fingerprints) -> None:
+        """Remember rows that the model is trained on, by their fingerprints; they are saved with it."""
+        self._trained = joined(self.trained_rows(), rows)
 
     # -- saving --------------------------------------------------------------------------------------------------------
 
-    @spelled(REFUSED["save_pretrained"])
-    def save_pretrained(self, folder: str | Path, *, merge_adapters: bool = False, to_causal: bool = False) -> None:
-        """Save model, tokenizer, maximal length, activation and prompts for every tool that reads Hugging Face files.
-
-        `save` is the same.
-
-        Args:
-            folder: Made if it isn't there.
-            merge_adapters: Save a plain classifier with the adapters of peft in its weights; the model in memory stays
-                as it is. Without it, the folder holds the active adapter, and names its base model.
-            to_causal: Save a model that was a causal language model as one again, for servers that know its base: its
-                answers' logits differ by the same scores.
-
-        Raises:
-            ConfigurationError: The folder can't hold the model, there are no adapters to merge, or `to_causal` is asked
-                for, and the model has never answered with tokens.
-            UnsupportedModelError: The adapters can't be merged; the model isn't a linear layer over a causal language
-                model's transformer; or it is scored through modules that no classifier computes.
-        """
-        self._check_has_weights("save_pretrained()")
-        self._describe()
-        if to_causal:
-            self._save_causal(folder)
-            return
-        write_model(self.model, folder, merge_adapters)
-        for place in [Path(folder)] if merge_adapters else adapter_folders(self.model, folder):
-            self._complete(place)
-
-    save = save_pretrained
-
-    def _save_causal(self, folder: str | Path) -> None:
-        answers = saved_answers(self.config)
-        if not answers:
-            raise ConfigurationError(
-                f"to_causal=True: {self.config.name_or_path!r} was never a causal language model that answers with "
-                "tokens."
-            )
-        to_causal_model(self.model, answers).save_pretrained(folder)
-        prompts = (self.prompts, self.default_prompt_name)
-        complete_folder(folder, self.config, self.tokenizer, self.max_length, *prompts, answers)
-
-    def _describe(self) -> None:
-        """Write into the config how pairs are read and scored."""
-        template = None if self.template is None else self.template.to_dict()
-        describe_reading(self.config, self.truncation, None, template, self.max_query_length)
-        describe_activation(self.config, self.activation_fn)
-
-    def _complete(self, folder: str | Path) -> None:
-        """Write the tokenizer and what else the folder of a model or of a config lacks."""
-        complete_folder(folder, self.config, self.tokenizer, self.max_length, self.prompts, self.default_prompt_name)
-
-    def _check_has_weights(self, what: str) -> None:
-        if isinstance(self.model, Modular):
-            raise UnsupportedModelError(
-                f"{what} needs a classifier, but the model is scored through the modules of sentence-transformers that "
-                f"it was saved with, which no classifier of a {self.config.model_type} computes. Keep its own folder."
-            )
-        if self.backend != "torch":
-            raise ConfigurationError(
-                f'{what} needs the weights of torch, but the model was loaded with backend="{self.backend}". Load it '
-                "without."
-            )
-
-    def export(
-        self,
-        folder: str | Path,
-        to: Target = "onnx",
-        precision: Precision = "fp32",
-        *,
-        pairs: Sequence[Pair] | None = None,
-    ) -> Export:
-        """Write the model as ONNX or OpenVINO, for `CrossEncoder(folder, backend=...)` and other tools to score with.
-
-        The scores of pairs of several lengths are compared with torch's. The file lies where
-        `saved.export.EXPORTED` says, and reads any number of pairs and tokens.
-
-        Args:
-            folder: The model's own, to which the file is added; or another one, in which config and tokenizer are
-                saved along.
-            to: "onnx" or "openvino".
-            precision: "fp32"; "int8" with 8-bit weights; "bf16", for OpenVINO, in half the space and computed in
-                bfloat16 where the processor has it.
-            pairs: What to compare scores on. Default: English questions and answers from 5 tokens to as many as the
-                model takes, but at most 2048.
-
-        Returns:
-            The file, and how far its logits and scores are from torch's. In float32 they may differ by a thousandth;
-                otherwise nothing is written.
-
-        Raises:
-            ConfigurationError: There is no such format or precision.
-            MissingDependencyError: The extra `export` isn't installed.
-            UnsupportedModelError: The model can't be exported, or scores otherwise afterwards.
-        """
-        self._check_has_weights("export()")
-        target, own = Path(folder), Path(self.config.name_or_path or "?")
-        if (target / SETTINGS).is_file():
-            raise ConfigurationError(
-                f"{folder} holds an adapter, beside which readers would take the export's config.json for a whole "
-                "model's. Export to another folder."
-            )
-        exported = export_model(self.model, self._engine(), self.activation_fn, target, to, precision, pairs)
-        if not (own.is_dir() and own.samefile(target)):
-            self._describe()
-            self.config.architectures = [type(getattr(self.model, "get_base_model", lambda: self.model)()).__name__]
-            self.config.save_pretrained(target)
-            self._complete(target)
-        return exported
-
+    save_pretrained = save = save_pretrained
+    save_for = save_for
+    export = export
     push_to_hub = push_to_hub
 
 

@@ -26,6 +26,7 @@ from transformers import TrainerCallback, TrainingArguments
 from cross_trainer.data.collator import PairCollator
 from cross_trainer.data.columns import Rows
 from cross_trainer.errors import ConfigurationError
+from cross_trainer.saved.card import CardFacts
 from cross_trainer.saved.loading import saved_activation
 from cross_trainer.training.trainer import CrossEncoderTrainer
 
@@ -103,11 +104,17 @@ def fit(
             compute_loss_func=settings.loss_fct,
             callbacks=[] if evaluation is None else [evaluation],
             optimizer_cls_and_kwargs=(settings.optimizer_class, {"lr": 2e-5, **(settings.optimizer_params or {})}),
+            card_examples=0,
+            card_figures=False,
         )
+        if evaluation is not None:
+            evaluation.facts = trainer.facts
         if not keep_activation:
             encoder.activation_fn = saved_activation(encoder.config)  # the trainer has written what the loss asks for
+        encoder.add_trained_rows(trainer.trained_rows(begun=True))  # evaluators may save before the end
         trainer.train()
         encoder.model.train(False)
+        encoder.card_facts = trainer.facts()
         keeps_last = evaluation is None or not settings.save_best_model
         if settings.output_path is not None and keeps_last and trainer.args.should_save:
             encoder.save_pretrained(settings.output_path)
@@ -123,6 +130,10 @@ class _FitTrainer(CrossEncoderTrainer):
     def train_sampler(self, _: Rows | None) -> Sampler[int] | None:
         return self._sampler
 
+    def facts(self) -> CardFacts:
+        """What the model card says of this training, so far."""
+        return self._record.facts(self, self.state.global_step, Path(self._output_dir), "", quick=True)
+
 
 class _Evaluation(TrainerCallback):
     """Call the evaluator, keep the best model, tell the caller."""
@@ -132,6 +143,7 @@ class _Evaluation(TrainerCallback):
         self.settings = settings
         self.best: float | None = None
         self.evaluated_at = -1
+        self.facts: Callable[[], CardFacts] | None = None
 
     def on_step_end(self, args: TrainingArguments, state: Any, *_: Any, **__: Any) -> None:
         if self.settings.evaluation_steps and state.global_step % self.settings.evaluation_steps == 0:
@@ -157,6 +169,7 @@ class _Evaluation(TrainerCallback):
         if self.best is None or math.isnan(self.best) or sign * score > sign * self.best:
             self.best = score
             if output is not None and self.settings.save_best_model and args.should_save:
+                self.encoder.card_facts = None if self.facts is None else self.facts()
                 self.encoder.save_pretrained(output)
         if self.settings.callback is not None:
             self.settings.callback(score, state.epoch, state.global_step)

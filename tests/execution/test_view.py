@@ -11,7 +11,7 @@ import torch
 from conftest import SENTENCES, build_model, build_tokenizer
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, Qwen3Config, Qwen3ForSequenceClassification
 
 from cross_trainer.errors import UnsupportedModelError
 from cross_trainer.execution.view import compute_head_in_float32, scoring_view, structure
@@ -228,3 +228,12 @@ def test_a_head_of_unknown_layers_stays():
     model.classifier = nn.Bilinear(32, 32, 1)
     assert not compute_head_in_float32(model)
     assert "forward" not in vars(model.bert.pooler.dense)
+
+
+def test_a_decoder_keeps_its_padding_unless_another_is_named():
+    model = Qwen3ForSequenceClassification(
+        Qwen3Config(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, pad_token_id=3)
+    )
+    assert scoring_view(model).config.pad_token_id == 3
+    assert scoring_view(model, 5).config.pad_token_id == 5
+    assert model.config.pad_token_id == 3

@@ -377,7 +377,7 @@ def test_a_new_head_for_other_labels(bases, tmp_path):
     lora(AutoModelForSequenceClassification.from_pretrained(str(bases["bare"]), num_labels=1)).save_pretrained(tmp_path)
     trainer = trainer_of(str(tmp_path), tmp_path / "run", 3)
     assert predicted(trainer, 3).shape == (len(PAIRS), 3)
-    assert CrossEncoder(tmp_path, num_labels=3)._untrained
+    assert CrossEncoder(tmp_path, num_labels=3).is_untrained
 
 
 # -- further training --------------------------------------------------------------------------------------------------

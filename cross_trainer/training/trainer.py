@@ -486,7 +486,7 @@ class CrossEncoderTrainer(TrainerSeams, Trainer):
         if rows is None or rows.numel():
             processes = self.accelerator.num_processes
             averaged = self.args.average_tokens_across_devices and num_items_in_batch is not None
-            if averaged and processes > 1 and not self.model.training:
+            if averaged and processes > 1 and not getattr(model, "training", False):  # no function trains
                 # In an evaluation each batch has its own mean. The Trainer has counted the items of all processes, and
                 # will multiply by their number.
                 num_items_in_batch = self.items_to_count([inputs])[0]["labels"].ne(IGNORED_LABEL).sum() * processes

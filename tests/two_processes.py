@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import build_model, build_tokenizer
-from training.test_trainer import InfiniteLoss, arguments, lists, pairs, positives
+from training.test_trainer import InfiniteLoss, arguments, check_what_metrics_see, lists, pairs, positives
 
 from cross_trainer import CrossEncoderTrainer, LambdaLoss, PairCollator
-from cross_trainer.errors import NotFiniteError
+from cross_trainer.errors import ConfigurationError, NotFiniteError
 
 
 def squares(outputs, labels, num_items_in_batch=None):
@@ -69,10 +69,22 @@ def check_stop(folder, processes) -> None:
         trainer.train()
 
 
+def check_inputs(folder, processes) -> None:
+    """Metrics see the tokens and losses of all rows; of single batches they would see those of one process."""
+    check_what_metrics_see(folder, pairs(9), 9, max_tokens=32)  # one process has no rows in the last batch
+    check_what_metrics_see(folder, pairs(7).to_iterable_dataset(), 7)
+    if processes > 1:
+        args = arguments(folder, include_for_metrics=["inputs"], batch_eval_metrics=True)
+        options = {"eval_dataset": pairs(9), "processing_class": build_tokenizer()}
+        with pytest.raises(ConfigurationError, match="the scores of all processes, but the inputs of one"):
+            CrossEncoderTrainer(build_model(), args, compute_metrics=lambda _, compute_result: {}, **options)
+
+
 def main(folder: Path) -> None:
     processes = int(__import__("os").environ["WORLD_SIZE"])
     results = {"world_size": processes}
     check_stop(folder, processes)
+    check_inputs(folder, processes)
     for name, (dataset, options, loss) in CASES.items():
         size = 8 // processes // options.get("gradient_accumulation_steps", 1)
         held_out = lists(7) if name.startswith("lists") else positives(7) if "negatives" in name else pairs(7)

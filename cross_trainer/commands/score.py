@@ -40,7 +40,6 @@ from cross_trainer.data.tables import (
     replacing,
 )
 from cross_trainer.errors import ConfigurationError, CrossTrainerError, DataError
-from cross_trainer.saved.adapters import SETTINGS, is_adapted
 from cross_trainer.saved.folder import find_file, saved_template, saved_text_columns
 
 if TYPE_CHECKING:
@@ -374,6 +373,8 @@ def fingerprint(encoder: CrossEncoder, model: str, options: Mapping[str, Any]) -
 
 def _model_fingerprint(encoder: CrossEncoder, name: str, revision: str | None) -> str:
     """The commit of a model on the Hub, or the hash of the files in its folder; an adapter's, those of its base too."""
+    from cross_trainer.saved.adapters import is_adapted
+
     if not is_adapted(encoder.model):
         return _fingerprint(name, revision, encoder.exported_files)
     digest = hashlib.sha256()
@@ -388,7 +389,8 @@ def _model_fingerprint(encoder: CrossEncoder, name: str, revision: str | None) -
 def _fingerprint(name: str, revision: str | None, exported: Sequence[Path] = ()) -> str:
     folder = Path(name)
     if not folder.is_dir():
-        found = (find_file(name, file, {"revision": revision}) for file in ("config.json", SETTINGS))
+        described = ("config.json", "adapter_config.json")
+        found = (find_file(name, file, {"revision": revision}) for file in described)
         commit = next(path.parent.name for path in found if path is not None)  # the folder of a snapshot
         return f"{name}@{commit}"
     files = [*sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}), *exported]

@@ -91,7 +91,9 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         compute_loss_func: A loss of `cross_trainer.training.losses`, or any callable `(outputs, labels,
             num_items_in_batch)`.
         compute_metrics: A factory's result of `cross_trainer.metrics`, or any callable on an `EvalPrediction`, whose
-            predictions are logits [P, C], or [G, D] with labels [G, D] for queries with several documents.
+            predictions are logits [P, C], or [G, D] with labels [G, D] for queries with several documents. What
+            `include_for_metrics` adds are `losses`, for each row that of its batch, and of pairs the `inputs` [P, L],
+            padded with -100.
         padding_free: Compute no padding inside the transformer layers. Where the model doesn't allow it, batches on the
             CPU are cut into pieces of similar lengths, if the loss adds up over rows, which avoids most of it.
         max_tokens: No forward pass sees more tokens than this; larger batches are cut, with the same gradient. On
@@ -249,6 +251,9 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
             return
         self.compute_loss_func = plan.loss
         self._measure_by(plan.metrics)
+        if dataset is None:
+            for evaluated in plan.datasets[self.train_dataset is not None :]:
+                self._check_inputs(evaluated.columns)
         if isinstance(self.data_collator, PairCollator):
             self.data_collator = self.data_collator.as_planned(plan.max_length, plan.padding_side)
         plan.describe(model.config)
@@ -273,6 +278,26 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
             raise ConfigurationError(
                 f"eval_do_concat_batches=False hands metrics a list of batches, and {metrics} needs arrays of all "
                 "rows. Leave it at True, or give a compute_metrics that takes lists."
+            )
+
+    def _check_inputs(self, columns: Columns) -> None:
+        """Check that metrics get tokens and scores of the same rows, if the arguments ask for tokens.
+
+        Raises:
+            ConfigurationError: They wouldn't.
+        """
+        if "inputs" not in self.args.include_for_metrics or not isinstance(self.data_collator, PairCollator):
+            return
+        if columns.grouped:
+            raise ConfigurationError(
+                "include_for_metrics=['inputs'] hands metrics a row of tokens for each pair, and here a query has one "
+                f"row of scores for all its documents: {columns}. Leave 'inputs' out: scores come in the order of the "
+                "data set's rows, where metrics can look texts up."
+            )
+        if self.args.batch_eval_metrics and self.accelerator.num_processes > 1:
+            raise ConfigurationError(
+                "batch_eval_metrics=True hands metrics the scores of all processes, but the inputs of one. Leave it at "
+                "False, or 'inputs' out of include_for_metrics."
             )
 
     def _data_plan(self, dataset: Rows) -> DataPlan:
@@ -311,6 +336,8 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
             self._measure_by(planned.metrics)
         if not collates_pairs:
             return dataset
+        if not is_training:
+            self._check_inputs(planned.columns)
         if self.args.dataloader_num_workers:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each worker is a process
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -502,7 +529,7 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         if rows is None or rows.numel():
             processes = self.accelerator.num_processes
             averaged = self.args.average_tokens_across_devices and num_items_in_batch is not None
-            if averaged and processes > 1 and not model.training:
+            if averaged and processes > 1 and not getattr(model, "training", False):  # no function trains
                 # In an evaluation each batch has its own mean. The Trainer has counted the items of all processes, and
                 # will multiply by their number.
                 num_items_in_batch = self.items_to_count([inputs])[0]["labels"].ne(IGNORED_LABEL).sum() * processes
@@ -668,7 +695,7 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         batch = inputs
         given = {name: inputs.get(name) for name in (*_NOT_FOR_MODELS, "labels")}
         labels = given["labels"]
-        if self._loss_of_all_rows and labels is not None:
+        if self._loss_of_all_rows and labels is not None and "loss" not in self.args.include_for_metrics:
             inputs = {name: value for name, value in inputs.items() if name != "labels"}
         forward: Any = model
         if self._budget is not None:
@@ -679,8 +706,8 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         if given[NUM_RELEVANT] is not None and labels is not None:
             labels = (labels, given[NUM_RELEVANT])
         missing = self._missing_rows(given[ROW_NUMBERS])
-        if "inputs" in self.args.include_for_metrics:
-            batch.update({name: _filled_up(batch[name], missing) for name in ("input_ids",)})
+        if missing and "inputs" in self.args.include_for_metrics:
+            batch["input_ids"] = _filled_up(batch["input_ids"], missing)  # the Trainer gathers them from here
         return loss, _filled_up(logits, missing), _filled_up(labels, missing)
 
     def _arranged(self, logits: Any, labels: Any, counts: torch.Tensor | None) -> Any:

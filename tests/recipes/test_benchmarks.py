@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
+import itertools
 import json
+import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -107,3 +112,65 @@ def test_the_chart_shows_the_speeds(tmp_path, monkeypatch):
         assert text in drawn
     assert (tmp_path / "two.svg").read_text() == drawn
     assert (tmp_path / "three.png").read_bytes().startswith(b"\x89PNG")
+
+
+FAMILIES = [[f"{SENTENCES[at]} {word}" for word in ("red", "blue", "green", "grey", "pink")] for at in range(5)]
+
+
+@pytest.fixture
+def related(files):
+    """Pairs of sentences in five families, as related as their places in the family are near."""
+    rows = [(one, other) for family in FAMILIES for one, other in itertools.combinations(range(5), 2)]
+    names = [family for family in FAMILIES for _ in range(10)]
+    texts = {
+        "a": [family[one] for family, (one, _) in zip(names, rows, strict=True)],
+        "b": [family[other] for family, (_, other) in zip(names, rows, strict=True)],
+        "score": [5.2 - (other - one) for one, other in rows],
+    }
+    Dataset.from_dict(texts).to_csv(files / "related.csv", index=False)
+    return [str(files / "related.csv"), "a", "b", "score"]
+
+
+def test_related_sentences_become_lists_and_families_stay_together(related):
+    splits = load("rerank_defaults").related_lists(*related)
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 15, "validation": 10}
+    assert {row["query"] for row in splits["validation"]} == {*FAMILIES[0], *FAMILIES[1]}
+    first = splits["validation"][0]
+    assert first == {"query": FAMILIES[0][0], "documents": FAMILIES[0][1:], "labels": [2, 1, 0, 0]}
+    texts = [{text for row in rows for text in (row["query"], *row["documents"])} for rows in splits.values()]
+    assert not set.intersection(*texts)
+
+
+def run_in_this_process(command, **_):
+    """`subprocess.run` for a recipe, without loading everything again."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(sys, "argv", command[1:])
+        patch.syspath_prepend(str(Path(command[1]).parent))
+        runpy.run_path(command[1], run_name="__main__")
+    return subprocess.CompletedProcess(command, 0, printed.getvalue(), "")
+
+
+def test_a_grid_of_runs_goes_on_where_it_was(related, files, monkeypatch, capsys):
+    argv = ["--related", *related, "--model", files / "model", "--output", files / "runs.jsonl", "--changes"]
+    argv += ["the defaults", "--loss LambdaLoss", "--arguments=--num_train_epochs 1 --use_cpu", "--seeds"]
+    monkeypatch.setattr(subprocess, "run", run_in_this_process)
+    call(monkeypatch, "rerank_defaults", *argv, 1)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1, "", "no room"))
+    capsys.readouterr()
+    call(monkeypatch, "rerank_defaults", *argv, 1)
+    runs = [json.loads(line) for line in (files / "runs.jsonl").read_text().splitlines()]
+    assert [(run["change"], run["seed"]) for run in runs] == [("the defaults", 1), ("--loss LambdaLoss", 1)]
+    assert all(0 < run[name] <= 1 for run in runs for name in ("map", "mrr@10", "ndcg@10"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split(" | ")[1:4] == ["the defaults", "1", f"{runs[0]['map']:.3f}"]
+    with pytest.raises(SystemExit, match=r"--seed 2 .*\nno room"):
+        call(monkeypatch, "rerank_defaults", *argv, 1, 2)
+
+
+def test_a_table_of_runs_has_means_and_the_spread_of_one_run():
+    shared = {"data": "trecqa", "arguments": "--bf16", "change": "--loss LambdaLoss", "mrr@10": 0.5, "ndcg@10": 0.25}
+    table = load("rerank_defaults").table([{**shared, "seed": seed, "map": 0.7 + seed / 100} for seed in (1, 2, 3)])
+    assert table.splitlines()[-1] == (
+        "| trecqa `--bf16` | `--loss LambdaLoss` | 3 | 0.720 ± 0.010 | 0.500 ± 0.000 | 0.250 ± 0.000 |"
+    )

@@ -964,6 +964,69 @@ def test_metrics_that_need_all_rows_say_so(tmp_path, tokenizer, option):
         assert [len(batch) for batch in found] == [4, 4, 2]
 
 
+def check_what_metrics_see(folder, dataset, count, **options):
+    """The tokens of each of `count` pairs and the mean loss of its batch of 2, whatever the number of processes."""
+    seen = []
+    trainer = CrossEncoderTrainer(
+        build_model(),
+        arguments(folder, per_device_eval_batch_size=2, include_for_metrics=["inputs", "loss"]),
+        eval_dataset=dataset,
+        processing_class=build_tokenizer(),
+        compute_metrics=lambda evaluation: seen.append(evaluation) or {},
+        **options,
+    )
+    loss = trainer.evaluate()["eval_loss"]
+    rows = pairs(count)
+    tokens = build_tokenizer()(rows["a"][:], rows["b"][:])["input_ids"]
+    assert len(seen[0].inputs) == count
+    for found, expected in zip(seen[0].inputs.tolist(), tokens, strict=True):
+        assert found[: len(expected)] == expected
+        assert set(found[len(expected) :]) <= {0, -100}
+    logits, labels = torch.tensor(seen[0].predictions[:, 0]), torch.tensor(rows["label"])
+    losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    of_batches = [batch.mean().item() for batch in losses.split(2)]
+    np.testing.assert_allclose(seen[0].losses, np.repeat(of_batches, 2)[:count], atol=1e-5)
+    assert loss == pytest.approx(losses.mean().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("padding_free", [False, True])
+def test_metrics_see_the_inputs_and_the_losses_of_all_rows(tmp_path, stream, padding_free):
+    rows = pairs(9).to_iterable_dataset() if stream else pairs(9)
+    check_what_metrics_see(tmp_path, rows, 9, padding_free=padding_free)
+
+
+@pytest.mark.parametrize("kind", ["lists", "stream", "negatives"])
+def test_inputs_of_queries_with_several_documents_are_refused(tmp_path, tokenizer, kind):
+    dataset = positives() if kind == "negatives" else lists()
+    options = {
+        "args": arguments(tmp_path, include_for_metrics=["inputs"]),
+        "data_collator": PairCollator(tokenizer, in_batch_negatives=3 if kind == "negatives" else 0),
+    }
+    rows = dataset.to_iterable_dataset() if kind == "stream" else dataset
+    message = r"include_for_metrics=\['inputs'\] .*'query'.* Leave 'inputs' out"
+    with pytest.raises(ConfigurationError, match=message):
+        CrossEncoderTrainer(build_model(), eval_dataset=rows, **options)
+    trainer = CrossEncoderTrainer(build_model(), train_dataset=dataset, **options)
+    trainer.train()  # metrics see nothing of it
+    with pytest.raises(ConfigurationError, match=message):
+        trainer.evaluate(rows)
+
+
+def test_metrics_see_the_losses_of_lists(tmp_path, tokenizer):
+    seen = []
+    trainer = CrossEncoderTrainer(
+        build_model(),
+        arguments(tmp_path, per_device_eval_batch_size=3, include_for_metrics=["loss"]),
+        eval_dataset=lists(7),
+        processing_class=tokenizer,
+        compute_metrics=lambda evaluation: seen.append(evaluation) or {},
+    )
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(3.6856657, abs=1e-4)
+    losses = [trainer.evaluate(lists(7).select(part))["eval_loss"] for part in (range(3), range(3, 6), [6])]
+    np.testing.assert_allclose(seen[0].losses, np.repeat(losses, 3)[:7], atol=1e-5)
+
+
 # -- a model by its name -----------------------------------------------------------------------------------------------
 
 

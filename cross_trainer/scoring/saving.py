@@ -50,7 +50,8 @@ class Origin:
 
 
 def _weights(model: Any) -> tuple[float, ...]:
-    return tuple(float(parameter.detach().reshape(-1)[:8].float().sum()) for parameter in model.parameters())
+    here = (parameter.detach() for parameter in model.parameters() if not parameter.is_meta)  # others are offloaded
+    return tuple(float(parameter.reshape(-1)[:8].float().sum()) for parameter in here)
 
 
 @spelled(REFUSED["save_pretrained"])

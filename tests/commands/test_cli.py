@@ -244,6 +244,7 @@ def test_arguments_of_training_have_dashes_or_underscores():
         "model_revision": ["main"],
         "trust_remote_code": [],
         "merge_adapters": [],
+        "card_examples": ["2"],
     }
     assert {entry.name for entry in dataclasses.fields(TrainArguments) if "_" in entry.name} == set(values)
     for name, words in values.items():

@@ -34,10 +34,12 @@ class Group:
         query: The text of its first row.
         documents: Each document once, in order of first appearance: its key, its text and the highest of its labels (1
             if the rows have none).
+        instruction: That of its rows, where they have one.
     """
 
     query: str
     documents: dict[str, tuple[str, float]] = field(default_factory=dict)
+    instruction: str | None = None
 
 
 def group_by_query(dataset: Rows, columns: Columns | Sequence[str] | None = None) -> Dataset:
@@ -47,7 +49,8 @@ def group_by_query(dataset: Rows, columns: Columns | Sequence[str] | None = None
     {'text_1': 'egg', 'documents': ['boil it', 'eat it raw'], 'labels': [1, 0]}
 
     Two texts are the same if they are equal letter by letter. A document that occurs more than once for a query is kept
-    once, in its first place and with its highest label.
+    once, in its first place and with its highest label. A column `instruction` stays, and a query under another
+    instruction is another one.
 
     Args:
         dataset: Rows of any type that `cross_trainer.data.columns` reads, each with a number as its label.
@@ -70,7 +73,7 @@ def group_by_query(dataset: Rows, columns: Columns | Sequence[str] | None = None
     """
     import pyarrow as pa
 
-    resolved, found, groups = read_groups(dataset, columns)
+    resolved, found, groups = read_groups(dataset, columns, instructed=True)
     if resolved.label is None:
         raise DataError(
             "Grouping needs labels, and no column is called 'label', 'score' or the like. "
@@ -78,7 +81,12 @@ def group_by_query(dataset: Rows, columns: Columns | Sequence[str] | None = None
         )
     number = pa.int64() if found.integers else pa.float64()
     schema = list_schema(resolved.query, number)
-    rows = [(group.query, *map(list, zip(*group.documents.values(), strict=True))) for group in groups]
+    rows: list[tuple[Any, ...]] = [
+        (group.query, *map(list, zip(*group.documents.values(), strict=True))) for group in groups
+    ]
+    if resolved.instruction is not None:
+        schema = schema.append(pa.field(resolved.instruction, pa.string()))
+        rows = [(*row, group.instruction) for row, group in zip(rows, groups, strict=True)]
     return to_dataset([to_table(rows[at : at + TABLE_ROWS], schema) for at in range(0, len(rows), TABLE_ROWS)])
 
 
@@ -88,6 +96,7 @@ def read_groups(
     key: Callable[[str], str] = str,
     *,
     lists: bool = False,
+    instructed: bool = False,
 ) -> tuple[Columns, Survey, list[Group]]:
     """Check all rows, then read them query by query.
 
@@ -96,6 +105,7 @@ def read_groups(
         columns: As in `resolve_columns`.
         key: What two texts have in common if they count as the same.
         lists: Accept rows `(query, documents, labels)` too.
+        instructed: Keep queries under different texts of a column `instruction` apart.
 
     Returns:
         The columns, what `survey` found, and the groups in the order in which queries first appear. Labels are integers
@@ -105,7 +115,7 @@ def read_groups(
         DataError: A row can't be read, rows have another shape, or labels aren't numbers.
     """
     rows = list(dataset) if isinstance(dataset, Iterator) else dataset  # reading its first row uses up an iterator
-    resolved = resolve_columns(rows, columns)
+    resolved = resolve_columns(rows, columns, instructed=instructed)
     _check_shape(resolved, lists)
     found = survey(rows, resolved)
     if found.kind == "multi" or found.names:
@@ -114,9 +124,9 @@ def read_groups(
             f"Column {resolved.label!r} holds {what}, where a number is needed that says how well a document answers "
             "its query. Map them to numbers with dataset.map, or name another column."
         )
-    groups: dict[str, Group] = {}
-    for query, document, label in _judgements(rows, resolved):
-        group = groups.setdefault(key(query), Group(query))
+    groups: dict[tuple[str, str | None], Group] = {}
+    for query, document, label, instruction in _judgements(rows, resolved):
+        group = groups.setdefault((key(query), instruction), Group(query, instruction=instruction))
         name, value = key(document), int(label) if found.integers else float(label)
         text, highest = group.documents.get(name, (document, value))
         group.documents[name] = (text, max(highest, value))
@@ -182,14 +192,15 @@ def _check_shape(columns: Columns, lists: bool) -> None:
         )
 
 
-def _judgements(dataset: Rows, columns: Columns) -> Iterator[tuple[str, str, Any]]:
-    """Each (query, document, label), with label 1 if there are none."""
+def _judgements(dataset: Rows, columns: Columns) -> Iterator[tuple[str, str, Any, str | None]]:
+    """Each (query, document, label, instruction), with label 1 and None if there are none."""
     (name,) = columns.documents
     for _, batch in read_batches(dataset, columns.names):
         queries, documents = batch[columns.query], batch[name]
         labels = batch[columns.label] if columns.label is not None else [1] * len(queries)
+        own = batch[columns.instruction] if columns.instruction is not None else [None] * len(queries)
         if columns.shape == "pair":
-            yield from zip(queries, documents, labels, strict=True)
+            yield from zip(queries, documents, labels, own, strict=True)
             continue
-        for query, texts, given in zip(queries, documents, labels, strict=True):
-            yield from ((query, text, label) for text, label in zip(texts, given, strict=True))
+        for query, texts, given, instruction in zip(queries, documents, labels, own, strict=True):
+            yield from ((query, text, label, instruction) for text, label in zip(texts, given, strict=True))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from cross_trainer.data.pairs import Pair, check_truncation, encode_pairs, pad_pairs
+from cross_trainer.data.templates import Template
 from cross_trainer.saved.folder import saved_template
 from cross_trainer.saved.loading import padding_side, saved_activation
 from cross_trainer.saved.usage import Usage, pipeline_results
@@ -25,9 +26,11 @@ def run_usage(
         max_length: Tokens of a pair at most; None for no limit.
         truncation: Which text of a longer pair is cut.
     """
-    if saved_template(model.config) is not None:  # which transformers' pipeline doesn't know
-        return Usage(pairs)
-    encoded = encode_pairs(tokenizer, pairs, max_length, check_truncation(truncation))
+    saved = saved_template(model.config)
+    template = None if saved is None else Template.of(saved)
+    if template is not None and template.takes_instruction and template.instruction is None and template.bare is None:
+        return Usage(pairs)  # which have no instruction
+    encoded = encode_pairs(tokenizer, pairs, max_length, check_truncation(truncation), template=template)
     batch = pad_pairs(tokenizer, encoded.features, side=padding_side(model, tokenizer))
     training = model.training
     model.eval()
@@ -35,5 +38,6 @@ def run_usage(
         logits = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).logits.float()
     model.train(training)
     scores = saved_activation(model.config)(logits)
-    results = None if hasattr(model, "peft_config") else pipeline_results(model, tokenizer, pairs, max_length)
+    plain = template is None and not hasattr(model, "peft_config")  # transformers' pipeline knows no template
+    results = pipeline_results(model, tokenizer, pairs, max_length) if plain else None
     return Usage(pairs, (scores[:, 0] if scores.shape[1] == 1 else scores).tolist(), results)

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cross_trainer.saved.folder import ACTIVATION_CLASSES, activation_path, has_own_labels
+from cross_trainer.saved.chat import serving_format
+from cross_trainer.saved.folder import ACTIVATION_CLASSES, activation_path, has_own_labels, saved_template
 from cross_trainer.saved.readme import Readme
 from cross_trainer.saved.usage import Usage, usage_section
 
@@ -359,7 +360,12 @@ def sections(facts: CardFacts) -> dict[str, str]:
         "model": _model,
         "scores": _scores,
         "usage": lambda facts: usage_section(
-            facts.usage, facts.address or facts.name, facts.config.num_labels, facts.activation, facts.is_adapter
+            facts.usage,
+            facts.address or facts.name,
+            facts.config.num_labels,
+            facts.activation,
+            facts.is_adapter,
+            serving_format(saved_template(facts.config)),
         ),
         "evaluation": _evaluation,
         "data": _data,

@@ -48,7 +48,14 @@ def pipeline_results(
     return [{entry["label"]: float(entry["score"]) for entry in each} for each in found]
 
 
-def usage_section(usage: Usage, address: str, num_labels: int, activation: str, is_adapter: bool = False) -> str:
+def usage_section(
+    usage: Usage,
+    address: str,
+    num_labels: int,
+    activation: str,
+    is_adapter: bool = False,
+    serving: str | None = None,
+) -> str:
     """The section of a card.
 
     Args:
@@ -57,6 +64,7 @@ def usage_section(usage: Usage, address: str, num_labels: int, activation: str, 
         num_labels: C.
         activation: What makes scores of logits, by its short name.
         is_adapter: Whether the folder holds an adapter alone, which other tools read in ways of their own.
+        serving: How pairs become texts for tools that don't read the model's template; None where it has none.
     """
     listed = "".join(map(_listed, usage.pairs))
     pairs = f"pairs = [\n{listed}]"
@@ -73,6 +81,9 @@ def usage_section(usage: Usage, address: str, num_labels: int, activation: str, 
     if not is_adapter:
         parts += ["### sentence-transformers"]
         parts += [_code("python", f"from sentence_transformers import CrossEncoder\n\n{predict}"), scores]
+    if serving is not None:
+        parts += ["### Servers", serving.rstrip()]
+    elif not is_adapter:
         parts += ["### transformers", _code("python", _pipeline_code(address, pairs)), _results(usage)]
         parts += _servers(usage, address, num_labels, activation)
     return "\n\n".join(part for part in parts if part)

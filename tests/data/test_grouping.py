@@ -189,3 +189,15 @@ def test_names_that_can_not_be():
 
 def test_it_is_public():
     assert cross_trainer.group_by_query is group_by_query
+
+
+@pytest.mark.parametrize("columns", [None, ("query", "document", "label")])
+def test_a_query_under_another_instruction_is_another_one(columns):
+    rows = [
+        {"query": "cats", "document": text, "label": label, "instruction": instruction}
+        for instruction, text, label in (("find facts", "a", 1), ("find jokes", "a", 0), ("find facts", "b", 0))
+    ]
+    assert list(group_by_query(rows, columns)) == [
+        {"query": "cats", "documents": ["a", "b"], "labels": [1, 0], "instruction": "find facts"},
+        {"query": "cats", "documents": ["a"], "labels": [0], "instruction": "find jokes"},
+    ]

@@ -25,6 +25,7 @@ from cross_trainer import (
 )
 from cross_trainer.saved.card import CardFacts, write_card
 from cross_trainer.saved.readme import Readme
+from cross_trainer.saved.usage import NEUTRAL_PAIRS
 
 SECRET = "xylophones and zeppelins"
 
@@ -456,3 +457,17 @@ def test_metadata_that_are_no_yaml_stay_as_text(tmp_path):
     assert yaml.safe_load(text.split("---\n")[1])["pipeline_tag"] == "text-ranking"
     assert "a: [" in text
     assert "# Broken" in text
+
+
+def test_the_card_of_a_model_with_a_template_says_how_servers_put_pairs(tmp_path):
+    template = "[CLS] query: {query} document: {document} [SEP]"
+    CrossEncoder(build_model(), tokenizer=build_tokenizer(), template=template).save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert template in card
+    assert "### Servers" in card
+    assert "text_pair" not in card
+    assert "text-embeddings-router" not in card
+    expected = CrossEncoder(tmp_path).predict(list(NEUTRAL_PAIRS)).round(4).tolist()
+    shown = re.findall(r"```text\n(\[[-\d., ]+\])\n```", card)
+    assert len(shown) == 2  # of this package, and of sentence-transformers
+    assert all(np.allclose(json.loads(scores), expected, atol=2e-4) for scores in shown)

@@ -176,11 +176,6 @@ def grouped(
     found = resolve_columns(splits["train"], columns, instructed=instructed)
     if found.shape != "pair" or found.label is None:
         return splits, columns
-    if found.instruction is not None:
-        raise ConfigurationError(
-            f"--loss compares the documents of a query, and pairs that are brought together lose the column "
-            f"{found.instruction!r}. Give rows with lists of documents, or --instruction and no such column."
-        )
     lists = DatasetDict({name: group_by_query(rows, columns) for name, rows in splits.items()})
     logger.info("%d pairs are brought together as %d queries.", len(splits["train"]), len(lists["train"]))
     return lists, (found.query, DOCUMENTS, LABELS)

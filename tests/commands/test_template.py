@@ -87,8 +87,10 @@ def test_what_can_not_be_is_refused_in_one_line(tmp_path, options, message):
     assert message in error(*command, "--text-columns", "left", "right", *options)
 
 
-def test_grouping_would_lose_the_instructions(tmp_path):
+def test_grouped_pairs_keep_their_instructions(tmp_path):
     rows = [{"instruction": "do", "query": f"q {at // 2}", "document": f"d {at}", "label": at % 2} for at in range(12)]
     write_table(tmp_path / "rows.csv", rows)
     command = ("train", "--dataset", tmp_path / "rows.csv", "--model", save(tmp_path / "model"), "--loss", "LambdaLoss")
-    assert "lose the column 'instruction'" in error(*command, "--template", TEMPLATE)
+    shown = run(*command, "--template", TEMPLATE, "--output_dir", tmp_path / "out", "--dry-run", "--use_cpu").output
+    assert "documents=('documents',)" in shown
+    assert "instruction='instruction'" in shown

@@ -152,10 +152,10 @@ def load_tokenizer(name: str, **source: Any) -> PreTrainedTokenizerBase:
     Raises:
         ConfigurationError: The model is neither a folder nor on the Hub, or the Hub can't be reached.
     """
-    from cross_trainer.saved import loading
+    from cross_trainer.saved import reading
 
     try:
-        tokenizer: PreTrainedTokenizerBase = loading.load_tokenizer(name, source)
+        tokenizer: PreTrainedTokenizerBase = reading.load_tokenizer(name, source)
     except CrossTrainerError:
         raise
     except (OSError, ValueError) as error:

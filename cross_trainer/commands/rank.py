@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from cross_trainer.saved.loading import Activation
+    from cross_trainer.saved.activation import Activation
 
 logger = logging.getLogger(__name__)
 

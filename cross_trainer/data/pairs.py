@@ -486,7 +486,7 @@ def pad_pairs(
         rows: The P pairs to take, in this order. Default: all.
         width: L. Default: the longest of these pairs.
         side: Where padding goes, "left" or "right". Default: the tokenizer's `padding_side`. Who knows the model passes
-            `cross_trainer.saved.loading.padding_side(model, tokenizer)`, as many models are exact on one side only.
+            `cross_trainer.saved.reading.padding_side(model, tokenizer)`, as many models are exact on one side only.
 
     Returns:
         The features and `attention_mask`, each [P, L], long.

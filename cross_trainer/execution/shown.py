@@ -9,8 +9,9 @@ import torch
 
 from cross_trainer.data.pairs import Pair, check_truncation, encode_pairs, pad_pairs
 from cross_trainer.data.templates import Template
+from cross_trainer.saved.activation import saved_activation
 from cross_trainer.saved.folder import saved_template
-from cross_trainer.saved.loading import padding_side, saved_activation
+from cross_trainer.saved.reading import padding_side
 from cross_trainer.saved.usage import Usage, pipeline_results
 
 

@@ -1,8 +1,6 @@
-"""Load a saved sequence classifier as its files say: weights, tokenizer, length and the activation that makes scores of
-logits.
+"""Load a saved sequence classifier as its files say, whichever tool wrote them.
 
-Nothing of a repository is run, weights come from safetensors files, and an activation is a class of `torch.nn.modules`,
-unless the caller asks for more.
+Nothing of a repository is run, and weights come from safetensors files, unless the caller asks for more.
 """
 
 from __future__ import annotations
@@ -11,21 +9,20 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import importlib
-import inspect
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from cross_trainer.errors import ConfigurationError, short
 from cross_trainer.internals import process_state
+from cross_trainer.saved.activation import torch_module
 from cross_trainer.saved.adapters import SETTINGS, Adapter
 from cross_trainer.saved.chat import read_chat_template
 from cross_trainer.saved.folder import (
@@ -34,18 +31,17 @@ from cross_trainer.saved.folder import (
     TRAINED_ROWS,
     activation_path,
     check_entries,
-    describe_scores,
     describe_template,
     find_file,
     forget_scores,
     name_activation,
     name_labels,
-    position_limit,
     read_config,
     read_json,
     saved_template,
 )
-from cross_trainer.saved.modular import Files, Modular, fold, modular_obstacle, read_head
+from cross_trainer.saved.modular import Modular, fold, read_head
+from cross_trainer.saved.reading import load_tokenizer
 from cross_trainer.saved.rerankers import (
     Answers,
     check_family,
@@ -58,10 +54,9 @@ from cross_trainer.saved.rerankers import (
     saved_answers,
     to_classifier,
 )
+from cross_trainer.saved.st_files import SentenceTransformersFiles, kinds_of
 
 logger = logging.getLogger(__name__)
-
-Activation: TypeAlias = "Callable[[Tensor], Tensor]"
 
 
 @dataclass(frozen=True)
@@ -308,10 +303,10 @@ def load_modular(
 
     source = dict(source or {})
     base, _ = _load_weights(name, copy.deepcopy(config), dtype, use_safetensors, False, source, AutoModel)
-    kinds = _kinds(list(told.modules))
+    kinds = kinds_of(list(told.modules))
     files = functools.partial(read_json, name, source=source)
     _align(base)
-    head = read_head(told.modules, kinds, files, functools.partial(_read_tensors, name, source), _torch_module)
+    head = read_head(told.modules, kinds, files, functools.partial(_read_tensors, name, source), torch_module)
     head = dataclasses.replace(head, layers=tuple(layer.to(base.dtype) for layer in head.layers))
     model = fold(head, base)
     if model is None:
@@ -481,114 +476,10 @@ def _no_head(name: str, found: str) -> str:
     )
 
 
-@dataclass(frozen=True)
-class SentenceTransformersFiles:
-    """What sentence-transformers' own files say about a cross-encoder; nothing where there is no `modules.json`.
-
-    Attributes:
-        obstacle: What keeps the modules from being a plain classifier, in words; None where nothing does.
-        activation: The class path of what makes scores of logits.
-        max_length: Tokens of a pair at most.
-        prompts: Texts by name that may be put before the first text of a pair.
-        default_prompt_name: The one of them that is put there.
-        answers: The tokens that a causal language model answers with.
-        chat: How pairs are made messages, as `read_chat_template` takes it; None where they aren't.
-        modules: What `modules.json` lists, where it pools and scores by modules of its own, see `saved.modular`.
-    """
-
-    obstacle: str | None = None
-    activation: str | None = None
-    max_length: int | None = None
-    prompts: dict[str, str] = field(default_factory=dict)
-    default_prompt_name: str | None = None
-    answers: tuple[int, ...] = ()
-    chat: dict[str, Any] | None = None
-    modules: tuple[dict[str, Any], ...] = ()
-
-    @classmethod
-    def read(cls, name: str, source: Mapping[str, Any]) -> SentenceTransformersFiles:
-        """Read the files of a folder or a repository; files of models that aren't cross-encoders say nothing."""
-        modules = read_json(name, "modules.json", source)
-        told = read_json(name, "config_sentence_transformers.json", source) if modules else None
-        if not modules or not told or told.get("model_type") != "CrossEncoder":
-            return cls()
-        reading = read_json(name, "sentence_bert_config.json", source) or {}
-        default, prompts = told.get("default_prompt_name"), told.get("prompts") or {}
-        path = modules[1].get("path") if _kinds(modules) == _ANSWERING else None
-        head = {} if path is None else read_json(name, f"{path}/config.json", source) or {}
-        answers = [head.get(key) for key in ("true_token_id", "false_token_id")]
-        return cls(
-            _obstacle(modules, reading, default, prompts, functools.partial(read_json, name, source=source)),
-            told.get("activation_fn"),
-            reading.get("max_seq_length"),
-            prompts,
-            default,
-            tuple(token for token in answers if token is not None),
-            _chat(reading, prompts.get(default)),
-            tuple(modules) if len(modules) > 1 and _kinds(modules) != _ANSWERING else (),
-        )
-
-
-_ANSWERING = ["Transformer", "LogitScore"]
-
-
-def _kinds(modules: list[Any]) -> list[str]:
-    return [str(module.get("type", "")).rpartition(".")[2] for module in modules]
-
-
-def _chat(reading: dict[str, Any], instruction: str | None) -> dict[str, Any] | None:
-    """How messages are read, where they are: sentence-transformers makes messages of pairs whenever it can."""
-    if "message" not in reading.get("modality_config", {}):
-        return None
-    options = dict((reading.get("processing_kwargs") or {}).get("chat_template") or {})
-    options.pop("restore_suffix", None)  # sentence-transformers' own: the end of a template always stays here
-    form = reading["modality_config"]["message"].get("format")
-    return {"options": options, "format": form, "instruction": instruction}
-
-
-def _obstacle(
-    modules: list[Any], reading: dict[str, Any], default: str | None, prompts: dict[str, str], files: Files
-) -> str | None:
-    kinds = _kinds(modules)
-    reason = None if kinds in (["Transformer"], _ANSWERING) else modular_obstacle(modules, kinds, files)
-    if reason is not None or modules[0].get("path"):
-        return reason or f"the modules {', '.join(kinds)} of sentence-transformers, with a Transformer in a folder"
-    expected = {1: "sequence-classification"}.get(len(kinds), "feature-extraction")
-    expected = "text-generation" if kinds == _ANSWERING else expected
-    task = reading.get("transformer_task", expected)
-    if task != expected:
-        return f"a Transformer of sentence-transformers with the task {task!r}"
-    if "text" not in reading.get("modality_config", {"text": {}}):
-        return f"a Transformer of sentence-transformers that reads {', '.join(reading['modality_config'])}, not text"
-    processing = {key: value for key, value in (reading.get("processing_kwargs") or {}).items() if value}
-    processing.pop("chat_template", None)
-    said = {**reading, "processing_kwargs": processing}
-    odd = [key for key in ("processing_kwargs", "do_lower_case") if said.get(key)]
-    if odd:
-        return f"{odd[0]}={reading[odd[0]]!r} in sentence_bert_config.json, which isn't understood"
-    if default is not None and default not in prompts:
-        return f"default_prompt_name={default!r} in config_sentence_transformers.json among the prompts {list(prompts)}"
-    return None
-
-
 def load_trained_rows(name: str, source: Mapping[str, Any]) -> NDArray[np.uint64] | None:
     """Fingerprints of the rows that a model was trained on, where its folder or repository has them."""
     path = find_file(name, TRAINED_ROWS, source)
     return None if path is None else np.load(path, allow_pickle=False).astype(np.uint64)
-
-
-def load_tokenizer(name: str, source: Mapping[str, Any]) -> Any:
-    """The tokenizer that lies beside a saved model, or where an adapter has none, the one of its base model."""
-    from transformers import AutoTokenizer
-
-    adapter = Adapter.read(name, source)
-    if adapter is not None and find_file(name, "tokenizer_config.json", source) is None:
-        return AutoTokenizer.from_pretrained(adapter.base, **adapter.base_source)
-    config = {} if adapter is None else {"config": adapter.base_config()}  # some tokenizers go by it
-    try:
-        return AutoTokenizer.from_pretrained(name, **config, **source)
-    except TypeError:  # transformers looks into entries of config.json that are null
-        return AutoTokenizer.from_pretrained(name, config=read_config(name, source), **source)
 
 
 def agreed(name: str, given: Any, elsewhere: str, found: Any) -> Any:
@@ -695,147 +586,3 @@ def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 def default_device() -> torch.device:
     """The GPU of this process, if there is one, else the CPU."""
     return torch.device(process_state().device)
-
-
-def with_padding(tokenizer: Any, model: Any) -> Any:
-    """The tokenizer with a padding token: its own, else the model's, else its end of text.
-
-    Decoders, whose head is called `score`, find the end of a text by the model's padding token: it comes first there.
-
-    Args:
-        tokenizer: Copied where its padding token changes.
-        model: A classifier. It may know no padding token.
-
-    Raises:
-        ConfigurationError: There is none of them.
-    """
-    known = getattr(model.config.get_text_config(), "pad_token_id", None)
-    of_model = None if known is None or known < 0 else tokenizer.convert_ids_to_tokens(known)
-    choices = [of_model, tokenizer.pad_token] if hasattr(model, "score") else [tokenizer.pad_token, of_model]
-    token = next((token for token in [*choices, tokenizer.eos_token] if token is not None), None)
-    if token is None:
-        raise ConfigurationError(
-            "The tokenizer has neither a padding token nor an end of text. Set tokenizer.pad_token to a token that no "
-            "text holds, and model.config.pad_token_id to its id."
-        )
-    if token != tokenizer.pad_token:
-        tokenizer = copy.deepcopy(tokenizer)  # the caller's stays as it is
-        tokenizer.pad_token = token
-    return tokenizer
-
-
-def padding_side(model: Any, tokenizer: Any) -> str:
-    """Where rows can be padded without a change of their scores: on the right, for almost every model.
-
-    Models with absolute positions and those that read the first token need the right, decoders take either side, XLNet
-    reads the last token. Of code that isn't transformers' own nothing is known, so the tokenizer's side counts there.
-    """
-    classifier = getattr(model, "get_base_model", lambda: model)()
-    if isinstance(classifier, Modular):
-        classifier = classifier.base_model
-    if not type(classifier).__module__.startswith("transformers.models."):
-        return str(tokenizer.padding_side)
-    return "left" if classifier.config.model_type == "xlnet" else "right"
-
-
-def check_vocabulary(model: Any, tokenizer: Any) -> None:
-    """Check that a model has an embedding for every token of a tokenizer.
-
-    Raises:
-        ConfigurationError: Tokens were added, or the tokenizer is another model's; the message names the first one.
-    """
-    try:
-        embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    except NotImplementedError:  # it hashes characters, for instance
-        return
-    rows = getattr(embeddings, "num_embeddings", None)
-    if rows is None or len(tokenizer) <= rows:
-        return
-    beyond = {index: token for token, index in tokenizer.get_vocab().items() if index >= rows}
-    first = min(beyond)
-    raise ConfigurationError(
-        f"The tokenizer has {len(tokenizer)} tokens and the model embeddings for {rows}: {beyond[first]!r} ({first}) "
-        "has none. Call model.resize_token_embeddings(len(tokenizer)) after adding tokens, or load the model's own "
-        "tokenizer."
-    )
-
-
-def choose_max_length(max_length: int | None, tokenizer: Any, config: Any) -> int | None:
-    """Tokens of a pair: as asked for, else what the tokenizer says, at most what the model has positions for.
-
-    Raises:
-        ConfigurationError: More is asked for than the model has positions for.
-    """
-    limit = position_limit(config)
-    if max_length is not None:
-        if max_length < 1 or (limit is not None and max_length > limit):
-            raise ConfigurationError(f"max_length={max_length}: the model has positions for 1 to {limit} tokens.")
-        return max_length
-    from transformers.tokenization_utils_base import LARGE_INTEGER
-
-    known = tokenizer.model_max_length if tokenizer.model_max_length < LARGE_INTEGER else None
-    return min((length for length in (known, limit) if length is not None), default=None)
-
-
-def saved_activation(config: Any) -> Activation:
-    """What turns a saved model's logits into scores, as `activation_path` finds it.
-
-    Only classes of `torch.nn.modules` are followed, so that no config can have other code run.
-
-    Args:
-        config: The model's config.
-
-    Returns:
-        A callable on logits [P, C].
-    """
-    path = activation_path(config)
-    activation = _torch_module(path)
-    if activation is not None:
-        return activation
-    default: nn.Module = nn.Sigmoid() if config.num_labels == 1 else nn.Identity()
-    logger.warning(
-        "The config's activation %r is no class of torch.nn.modules and is not loaded; %s is used. "
-        "Pass activation=... for another one.",
-        path,
-        default,
-    )
-    return default
-
-
-def describe_activation(config: Any, activation: Activation) -> None:
-    """Write an activation into a model's config, if its class path is enough to make it again; warn if it isn't."""
-    path = f"{type(activation).__module__}.{type(activation).__qualname__}"
-    again = _torch_module(path)
-    settings = [{**vars(module), "dim": -1} for module in (again, activation) if isinstance(module, nn.Module)]
-    if again is None or list(again.parameters()) or str(settings[0]) != str(settings[1]):
-        logger.warning(
-            "The activation %s can't be saved with the model, whose config keeps %s. Pass activation=... again.",
-            activation,
-            activation_path(config),
-        )
-        return
-    name = next((name for name, known in ACTIVATION_CLASSES.items() if known == path), None)
-    default = "sigmoid" if config.num_labels == 1 else "identity"
-    if name is None or (name == default and config.problem_type is None):  # nothing was said, and it may be trained yet
-        name_activation(config, path)
-    else:
-        describe_scores(config, name)
-
-
-def _torch_module(path: Any) -> nn.Module | None:
-    """An instance of the named class of torch.nn.modules, over the last dimension where it asks for one; else None."""
-    home, _, name = str(path).rpartition(".")
-    if home == "torch.nn":
-        found = getattr(nn, name, None)
-    elif home.startswith("torch.nn.modules."):
-        try:
-            found = getattr(importlib.import_module(home), name, None)
-        except ImportError:
-            found = None
-    else:
-        found = None
-    if not (
-        inspect.isclass(found) and issubclass(found, nn.Module) and found.__module__.startswith("torch.nn.modules.")
-    ):
-        return None
-    return found(dim=-1) if "dim" in inspect.signature(found).parameters else found()

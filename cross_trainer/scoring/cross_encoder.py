@@ -35,6 +35,7 @@ from cross_trainer.data.pairs import (
 from cross_trainer.data.templates import Template, choose_template
 from cross_trainer.errors import ConfigurationError, check_whole, short
 from cross_trainer.execution.view import READS_PADDING
+from cross_trainer.saved.activation import Activation, saved_activation
 from cross_trainer.saved.calibration import Calibration
 from cross_trainer.saved.card import CardFacts
 from cross_trainer.saved.folder import (
@@ -45,23 +46,17 @@ from cross_trainer.saved.folder import (
 )
 from cross_trainer.saved.hub import push_to_hub
 from cross_trainer.saved.loading import (
-    Activation,
     Loaded,
     agreed,
     as_answering,
     as_dtype,
     check_device,
     check_loaded,
-    check_vocabulary,
-    choose_max_length,
     load_classifier,
-    load_tokenizer,
     load_trained_rows,
-    padding_side,
     place_loading,
-    saved_activation,
-    with_padding,
 )
+from cross_trainer.saved.reading import check_vocabulary, choose_max_length, load_tokenizer, padding_side, with_padding
 from cross_trainer.saved.rerankers import Answers
 from cross_trainer.scoring.engine import (
     DEFAULT_WINDOW,

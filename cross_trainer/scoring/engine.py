@@ -36,7 +36,7 @@ from cross_trainer.data.templates import Template
 from cross_trainer.errors import ConfigurationError, check_whole, short
 from cross_trainer.execution.token_budget import cut
 from cross_trainer.internals import process_state
-from cross_trainer.saved.loading import Activation
+from cross_trainer.saved.activation import Activation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -27,6 +27,7 @@ from torch import Tensor
 from cross_trainer.data.pairs import Pair, encode_pairs, pad_pairs
 from cross_trainer.errors import ConfigurationError, UnsupportedModelError
 from cross_trainer.execution.view import scoring_view, skip_unread_tokens
+from cross_trainer.saved.activation import Activation
 from cross_trainer.saved.export import (
     EXPORTED,
     PACKAGES,
@@ -40,7 +41,7 @@ from cross_trainer.saved.export import (
     require_packages,
     write_graph,
 )
-from cross_trainer.saved.loading import Activation, Loaded, load_structure
+from cross_trainer.saved.loading import Loaded, load_structure
 from cross_trainer.scoring.engine import ScoringEngine, identity
 
 Backend: TypeAlias = Literal["torch", "onnx", "openvino"]

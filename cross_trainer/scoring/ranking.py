@@ -20,7 +20,7 @@ from cross_trainer.data.columns import check_text, plain_list
 from cross_trainer.data.pairs import cut_into_passages
 from cross_trainer.data.templates import Template
 from cross_trainer.errors import ConfigurationError, DataError, UnsupportedModelError
-from cross_trainer.saved.loading import Activation
+from cross_trainer.saved.activation import Activation
 from cross_trainer.scoring.engine import best_first
 
 LongDocuments: TypeAlias = Literal["max", "first", "mean"]

@@ -10,11 +10,11 @@ from typing import Any, TypeAlias
 from cross_trainer.data.pairs import Pair
 from cross_trainer.errors import ConfigurationError, UnsupportedModelError
 from cross_trainer.execution.shown import run_usage
+from cross_trainer.saved.activation import describe_activation
 from cross_trainer.saved.adapters import SETTINGS, adapter_folders, write_model
 from cross_trainer.saved.card import CardFacts, carry_card, never_fatal, write_card
 from cross_trainer.saved.export import Precision, Target
 from cross_trainer.saved.folder import complete_folder, describe_reading, find_file, write_trained_rows
-from cross_trainer.saved.loading import describe_activation
 from cross_trainer.saved.modular import Modular
 from cross_trainer.saved.rerankers import saved_answers
 from cross_trainer.saved.rerankers import to_causal as to_causal_model

@@ -26,8 +26,8 @@ from transformers import TrainerCallback, TrainingArguments
 from cross_trainer.data.collator import PairCollator
 from cross_trainer.data.columns import Rows
 from cross_trainer.errors import ConfigurationError
+from cross_trainer.saved.activation import saved_activation
 from cross_trainer.saved.card import CardFacts
-from cross_trainer.saved.loading import saved_activation
 from cross_trainer.training.trainer import CrossEncoderTrainer
 
 logger = logging.getLogger(__name__)

@@ -65,18 +65,11 @@ from cross_trainer.saved.folder import (
     saved_text_columns,
     saved_truncation,
 )
-from cross_trainer.saved.loading import (
-    SentenceTransformersFiles,
-    check_vocabulary,
-    load_modular,
-    load_reranker,
-    load_tokenizer,
-    padding_side,
-    read_model,
-    refusing_pickles,
-)
+from cross_trainer.saved.loading import load_modular, load_reranker, read_model, refusing_pickles
 from cross_trainer.saved.modular import Modular
+from cross_trainer.saved.reading import check_vocabulary, load_tokenizer, padding_side
 from cross_trainer.saved.rerankers import is_reranker, published_length
+from cross_trainer.saved.st_files import SentenceTransformersFiles
 from cross_trainer.training.losses import (
     BinaryCrossEntropyLoss,
     CrossEntropyLoss,

@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from cross_trainer.errors import ConfigurationError
 from cross_trainer.saved.folder import COUNTED_FROM_PADDING, position_limit
-from cross_trainer.saved.loading import check_vocabulary, padding_side, with_padding
+from cross_trainer.saved.reading import check_vocabulary, padding_side, with_padding
 from cross_trainer.scoring.cross_encoder import CrossEncoder
 
 SMALL = {

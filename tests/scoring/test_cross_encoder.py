@@ -476,7 +476,7 @@ def test_saved_files_are_plain_ones(folder, tmp_path):
     expected = encoder.predict(pairs)
     encoder.save_pretrained(tmp_path)
     names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "sentence_bert_config.json"}
-    names |= {"special_tokens_map.json", "modules.json", "config_sentence_transformers.json"}
+    names |= {"special_tokens_map.json", "modules.json", "config_sentence_transformers.json", "README.md"}
     assert {path.name for path in tmp_path.iterdir()} == names
     content = json.loads((tmp_path / "sentence_bert_config.json").read_text())
     assert {"max_seq_length": 32, "do_lower_case": False}.items() <= content.items()

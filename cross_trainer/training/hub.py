@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,21 @@ def say_not_uploaded(what: str, folder: str | Path, error: BaseException) -> Non
     )
 
 
-def watch_uploads(jobs: Sequence[Future[Any]], what: str, folder: str | Path) -> None:
-    """Warn of uploads in the background that fail, when they do."""
+def watch_uploads(
+    jobs: Sequence[Future[Any]], what: str, folder: str | Path, then: Callable[[], None] = lambda: None
+) -> None:
+    """Warn of uploads in the background that fail, when they do, and do something after each that doesn't."""
 
     def told(job: Future[Any]) -> None:
+        error: BaseException | None
         try:
             error = job.exception()
+            if error is None:
+                then()
         except CancelledError as cancelled:
             error = cancelled
+        except HUB_ERRORS as failure:
+            error = failure
         if error is not None:
             say_not_uploaded(what, folder, error)
 

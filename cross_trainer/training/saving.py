@@ -7,6 +7,7 @@ head, strangers a card. An upload that fails is told, and training goes on.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -273,11 +274,12 @@ class SavingTrainer(TrainerSeams):
                     self.create_model_card(**kwargs)
                     raise self._hub_error
             upload: Any = super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
-        if self.is_world_process_zero():
-            key = token or self.args.hub_token
-            remove_other_form(self.hub_model_id, self._output_dir, key, revision or self.args.hub_revision)
-        if not blocking and upload is not None:
-            watch_uploads([upload], "the saved model", self._output_dir)
+        folder, key, branch = self._output_dir, token or self.args.hub_token, revision or self.args.hub_revision
+        tidy = functools.partial(remove_other_form, self.hub_model_id, folder, key, branch)
+        if blocking and self.is_world_process_zero():
+            tidy()
+        elif upload is not None:
+            watch_uploads([upload], "the saved model", folder, tidy)
         return upload
 
 

@@ -616,7 +616,7 @@ def test_half_done_scores_belong_to_one_adapter_over_one_base(bases, tmp_path):
     CrossEncoder(lora(model), tokenizer=build_tokenizer()).save_pretrained(tmp_path / "adapter")
 
     def fingerprint() -> str:
-        return _model_fingerprint(CrossEncoder(tmp_path / "adapter", device="cpu"), str(tmp_path / "adapter"))
+        return _model_fingerprint(CrossEncoder(tmp_path / "adapter", device="cpu"), str(tmp_path / "adapter"), None)
 
     before = fingerprint()
     assert fingerprint() == before

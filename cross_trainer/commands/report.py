@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TEXT = 600  # characters of a text that is shown
-DOCUMENT = 300  # characters of a document in a list
-DOCUMENTS = 10  # of a query, those ranked first; and as many relevant ones that are ranked lower
+DOCUMENT = 200  # characters of a document in a list
+DOCUMENTS = 10  # of a query, those ranked first
+LOWER = 3  # relevant documents below them
 
 
 def report_dataset(
@@ -218,7 +219,7 @@ def _ranked(views: Sequence[View], row: int, pairs: Sequence[tuple[str, str]]) -
     """The documents of a query that the first model ranks first, and relevant ones further down."""
     ranks = [each.ranks(row) for each in views if each.ranks is not None]
     places = [{entry["document"]: rank for rank, entry in enumerate(each, 1)} for each in ranks]
-    lower = [entry for entry in ranks[0][DOCUMENTS:] if entry["grade"] >= 1][:DOCUMENTS]
+    lower = [entry for entry in ranks[0][DOCUMENTS:] if entry["grade"] >= 1][:LOWER]
     for entry in ranks[0][:DOCUMENTS] + lower:
         index = entry["document"]
         yield {

@@ -240,7 +240,12 @@ def _labels(metrics: Any, evaluation: Evaluation, interval: dict[str, Any]) -> V
             "mean distance": lambda row: float(distance[row]),
         },
         _rows(len(logits)),
-        {"subset_accuracy": np.where(asked, ~wrong.any(axis=1), np.nan)},
+        {
+            "subset_accuracy": np.where(asked, ~wrong.any(axis=1), np.nan),
+            **(
+                {"hamming_loss": wrong.mean(axis=1)} if known.all() else {}
+            ),  # else a mean over decisions, not over rows
+        },
     )
 
 

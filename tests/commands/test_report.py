@@ -27,7 +27,8 @@ from cross_trainer.metrics.pairs import binary_metrics
 from cross_trainer.metrics.rankings import ranking_metrics
 from cross_trainer.scoring.cross_encoder import CrossEncoder
 
-HOSTILE = "</script><script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\"> {{script}} \u2028"
+TAKE = "document.title = 'taken'"
+HOSTILE = f'</script><script>{TAKE}</script><img src=x onerror="{TAKE}"> {{{{script}}}} \u2028'
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src '{}'; base-uri 'none'; form-action 'none'"
 
 
@@ -213,7 +214,8 @@ in_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium o
 def opened(folder, address):
     """The page as a browser has made it, and what it complains of."""
     flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}", "--enable-logging=stderr"]
-    done = subprocess.run([CHROMIUM, *flags, "--dump-dom", address], capture_output=True, text=True, timeout=120)
+    argv = [CHROMIUM, *flags, "--dump-dom", address]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
@@ -222,7 +224,7 @@ def test_the_threshold_moves_the_numbers(tmp_path, page, models, rows):
     requests = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format, *values):
+        def log_request(self, *told):
             requests.append(self.path)
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(page.parent))) as server:
@@ -237,10 +239,29 @@ def test_the_threshold_moves_the_numbers(tmp_path, page, models, rows):
         metrics = binary_metrics(0.6, "identity")(EvalPrediction(expected(name, rows), labels))
         for key in ("precision", "recall", "F1", "accuracy"):
             value = re.search(rf'data-figure="{key}" data-model="{index}"[^>]*>([^<]*)<', told)[1]
-            assert float(value.replace("–", "0")) == pytest.approx(metrics[f"{key.lower()}@0.6"], abs=1e-4)
+            assert float(value.replace("\u2013", "0")) == pytest.approx(metrics[f"{key.lower()}@0.6"], abs=1e-4)
     assert "<title>taken" not in told
     assert "&lt;img src=x" in told
     assert re.search(r'<td[^>]*><span data-p="accuracy@0.5">[0-9.e-]+</span>', told)
+
+
+@in_browser
+def test_no_kind_of_page_fails(tmp_path, models):
+    rows = labelled(count=6)
+    one = [{**rows[0], "label": 0}]
+    lists = [{"query": "who?", "documents": ["you", "me"], "labels": [0, grade]} for grade in (0, 1)]
+    tables = {"none": [{**row, "label": 0} for row in rows], "one": one, "lists": lists}
+    tables |= {kind: labelled(label) for kind, (_, label, _) in KINDS.items()}
+    several = save(tmp_path / "several", 3)
+    for name, table in tables.items():
+        Dataset.from_list(table).to_json(tmp_path / f"{name}.jsonl")
+        model = several if KINDS.get(name, (1,))[0] == 3 else models[0]
+        run("report", model, tmp_path / f"{name}.jsonl", "-o", tmp_path / f"{name}.html")
+    frames = "".join(f'<iframe src="{name}.html"></iframe>' for name in tables)
+    (tmp_path / "all.html").write_text(frames + "<script>console.log('heard')</script>")
+    complaints = opened(tmp_path / "browser", f"file://{tmp_path}/all.html")[1]
+    assert len(complaints) == 1
+    assert "heard" in complaints[0]
 
 
 CLICKS = """

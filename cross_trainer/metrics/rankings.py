@@ -310,12 +310,16 @@ def compare_statistic(
     figure depends on the order alone, and decisions where it depends on them.
 
     Args:
-        statistic: Gives the figure for one system's values of all rows, as drawn [P], and the rows' indices [P].
+        statistic: Gives the figure for one system's values of all rows, as drawn [P], and the rows' indices [P]; NaN
+            where it is undefined.
         a: One value per row [P].
         b: The other system's, in the same order.
         confidence: As for `compare`.
         resamples: As for `compare`; each takes two values of the statistic, for the test and for the interval.
         seed: As for `compare`.
+
+    Returns:
+        As for `compare`; NaN, and a warning, where the figure is undefined.
 
     Raises:
         ConfigurationError: `a` and `b` differ in length, or an argument is out of its range.
@@ -331,8 +335,8 @@ def compare_statistic(
     def difference(one: Floats, other: Floats) -> float:
         return statistic(one, rows) - statistic(other, rows)
 
-    if len(first) < 2:
-        logger.warning("compare_statistic: only %d rows; what is undefined is NaN", len(first))
+    if len(first) < 2 or np.isnan(difference(first, second)):
+        logger.warning("compare_statistic: the figure of %d rows is undefined, so it isn't compared", len(first))
         return Comparison(np.nan, np.nan, np.nan, np.nan, len(first))
     from scipy.stats import permutation_test
 

@@ -94,6 +94,8 @@ def test_a_p_value_counts_swaps():
     expected = 2 * min((swapped >= difference).mean(), (swapped <= difference).mean())
     found = compare_statistic(statistic, first, second)
     assert (found.difference, found.p_value, found.n) == (difference, pytest.approx(expected), 4)
+    undefined = compare_statistic(lambda values, _: float("nan") if np.ptp(values) == 0 else 1.0, first, np.ones(4))
+    assert np.isnan(undefined.p_value)
     with pytest.raises(ConfigurationError, match="one value per row"):
         compare_statistic(statistic, first, second[:3])
 

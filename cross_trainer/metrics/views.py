@@ -43,6 +43,7 @@ Statistic: TypeAlias = Callable[[Floats, Indices], float]
 
 DRAWN_ROWS = 20_000_000  # rows that a bootstrap of all metrics may read: fewer draws for more rows
 SIGNED_ROWS = 100_000_000  # rows whose difference a permutation test may turn round
+SWAPPED_ROWS = 100_000  # the most rows for tests of metrics that are no mean, which take minutes beyond
 CUTOFF = "ndcg@10"  # by which queries are ordered
 
 
@@ -134,7 +135,8 @@ def compare_views(first: View, second: View, confidence: float = 0.95) -> dict[s
         confidence: Level of the intervals.
 
     Returns:
-        By the metric's key. Metrics that follow from others, or of one class alone, aren't tested.
+        By the metric's key. Metrics that follow from others, or of one class alone, aren't tested, and of more than
+            `SWAPPED_ROWS` rows only means are.
 
     Raises:
         ConfigurationError: The models are measured by different metrics.
@@ -149,7 +151,7 @@ def compare_views(first: View, second: View, confidence: float = 0.95) -> dict[s
         key: Tested(compare(values, second.by_row[key], confidence, signs), "values of a row")
         for key, values in first.by_row.items()
     }
-    for key, (exchanged, values, statistic) in first.by_set.items():
+    for key, (exchanged, values, statistic) in first.by_set.items() if rows <= SWAPPED_ROWS else ():
         swapped = compare_statistic(statistic, values, second.by_set[key][1], confidence, draws(rows))
         found[key] = Tested(swapped, exchanged)
     return found

@@ -79,6 +79,13 @@ def test_models_differ_as_their_metrics_do(kind):
         assert (same[key].comparison.difference, same[key].comparison.p_value) == (0, 1)
 
 
+def test_many_rows_are_compared_by_means_alone(monkeypatch):
+    monkeypatch.setattr(views, "SWAPPED_ROWS", COUNT - 1)
+    found = view(*evaluation("binary"))
+    assert found.by_set
+    assert compare_views(found, found).keys() == found.by_row.keys()
+
+
 def test_a_p_value_counts_swaps():
     labels, first, second = np.array([1, 2, 3, 4.0]), np.array([1, 2, 3, 4.0]), np.array([2, 1, 3, 1.0])
 

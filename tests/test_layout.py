@@ -29,7 +29,7 @@ ROOMS = {
         "splits",
         "trec",
     ],
-    "metrics": ["report", "pairs", "rankings", "calibration", "evaluate_modules", "plots"],
+    "metrics": ["report", "pairs", "rankings", "calibration", "evaluate_modules", "figures", "plots", "views", "page"],
     "saved": [
         "chat",
         "folder",
@@ -60,6 +60,7 @@ ROOMS = {
         "mine",
         "train",
         "evaluate",
+        "report",
         "calibrate",
         "export",
         "cli",

@@ -1,4 +1,4 @@
-"""The command line: `cross-trainer train | evaluate | calibrate | score | rank | mine | export | template`.
+"""The command line: `cross-trainer train | evaluate | report | calibrate | score | rank | mine | export | template`.
 
     cross-trainer score pairs.csv -o scored.parquet --model output/quora
     cross-trainer train quora.yaml --num_train_epochs 2
@@ -7,7 +7,7 @@
 
 This file declares the commands and their options, which may be written with dashes or underscores. What a command does
 is also a function to call from Python: `score_file`, `rank_files`, `train_model`, `evaluate_dataset`,
-`calibrate_model`, `mine_file`, `export_folder`.
+`report_dataset`, `calibrate_model`, `mine_file`, `export_folder`.
 
 A request that can't be met ends with one line on stderr and exit code 2, and Ctrl-C with exit code 130 and a line that
 says how to continue. Unexpected errors keep their traceback. torch and other large packages are imported only when a
@@ -36,6 +36,7 @@ from cross_trainer.commands.export import export_folder
 from cross_trainer.commands.mine import mine_file
 from cross_trainer.commands.processes import is_main
 from cross_trainer.commands.rank import rank_files
+from cross_trainer.commands.report import report_dataset
 from cross_trainer.commands.score import WINDOW, score_file
 from cross_trainer.commands.template import show_template
 from cross_trainer.commands.train import GENERAL_DEFAULTS, TrainArguments, train_model
@@ -312,6 +313,43 @@ def evaluate(
         output=output,
         overwrite=overwrite,
         batch_size=batch_size,
+        **options,
+    )
+
+
+@_command(
+    _option("other", str | None, None, "Another saved classifier, to compare with MODEL."),
+    _option("worst", int, 100, "How many of each model's worst rows are shown.", min=1),
+    _option("confidence", float, 0.95, "Level of the intervals."),
+    _option("batch_size", int, 64, "Pairs that are scored together at most.", min=1),
+    *MODEL_OPTIONS,
+    example="cross-trainer report output/quora questions.tsv -o report.html --other output/baseline",
+)
+def report(
+    model: Annotated[str, typer.Argument(help=f"{MODEL}.")],
+    dataset: Annotated[str, typer.Argument(help=f"{LABELLED}.")],
+    output: Output,
+    split: Split = "validation",
+    dataset_config: DatasetConfig = None,
+    text_columns: Texts = None,
+    label_column: LabelColumn = None,
+    overwrite: Overwrite = False,
+    **options: Any,
+) -> None:
+    """Write a page to look at: figures, the worst errors, a threshold to move, and two models side by side.
+
+    The page is one HTML file that fetches nothing. It holds the texts of the worst rows.
+    """
+    _log_to_stderr()
+    report_dataset(
+        model,
+        dataset,
+        output,
+        split,
+        dataset_config,
+        text_columns=text_columns,
+        label_column=label_column,
+        overwrite=overwrite,
         **options,
     )
 

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -26,7 +27,11 @@ from cross_trainer.data.splits import load_split
 from cross_trainer.data.tables import Name, check_output, replacing
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import EvalPrediction
+
     from cross_trainer.scoring.cross_encoder import CrossEncoder
+    from cross_trainer.training.plan import Plan
 
 
 def evaluate_dataset(
@@ -106,36 +111,87 @@ def measure(
         ConfigurationError: The model has another number of labels than the data.
         DataError: A row can't be evaluated on; the message names it.
     """
-    import numpy as np
-    import torch
-    from transformers import EvalPrediction
     from transformers.modeling_outputs import SequenceClassifierOutput
 
-    from cross_trainer.data.collator import PairCollator
-    from cross_trainer.data.labelled import LabelledPairs
     from cross_trainer.metrics.calibration import calibration_metrics
-    from cross_trainer.training.losses import to_grid
-    from cross_trainer.training.plan import make_plan
 
-    collator = PairCollator(encoder.tokenizer, **encoder.reading, columns=columns)
-    plan = make_plan(encoder.model, None, rows, collator, padding_free=False)
-    resolved, metrics, loss = plan.for_dataset(rows).columns, plan.metrics, plan.loss
-    pairs = LabelledPairs(rows, resolved)
+    plan = plan_evaluation(encoder, rows, columns)
+    metrics, loss = plan.for_dataset(rows).metrics, plan.loss
     assert loss is not None  # as there are labels
     measures = [each for each in (metrics, calibration_metrics() if calibration else None) if each is not None]
     if confidence is not None:
         measures = [dataclasses.replace(each, confidence=confidence) for each in measures]  # type: ignore[type-var]
+    found = score_labelled(encoder, rows, plan, batch_size)
+    values = [measure(found.evaluation) for measure in measures]
+    return {
+        **{name: value for each in values for name, value in each.items()},
+        "loss": loss(SequenceClassifierOutput(logits=found.logits), found.labels).item(),
+    }
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Labelled rows and what a model makes of them.
+
+    Attributes:
+        logits: [P, C]; [G, D] for lists, padded with -100.
+        labels: [P] or [P, C]; [G, D] for lists, padded with -100.
+        num_relevant: Each query's number of relevant documents [G], where the data has that column.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    num_relevant: Tensor | None
+
+    @property
+    def evaluation(self) -> EvalPrediction:
+        """What metrics read."""
+        from transformers import EvalPrediction
+
+        labels, counts = self.labels.numpy(), self.num_relevant
+        references: Any = labels if counts is None else (labels, counts.numpy())
+        return EvalPrediction(self.logits.numpy(), references)
+
+
+def plan_evaluation(encoder: CrossEncoder, rows: Rows, columns: Sequence[str] | None = None) -> Plan:
+    """What a model is measured by on labelled rows, all of which are checked.
+
+    Raises:
+        ConfigurationError: The model has another number of labels than the data.
+        DataError: A row can't be evaluated on; the message names it.
+    """
+    from cross_trainer.data.collator import PairCollator
+    from cross_trainer.training.plan import make_plan
+
+    collator = PairCollator(encoder.tokenizer, **encoder.reading, columns=columns)
+    return make_plan(encoder.model, None, rows, collator, padding_free=False)
+
+
+def score_labelled(encoder: CrossEncoder, rows: Rows, plan: Plan, batch_size: int = 64) -> Scored:
+    """Score labelled rows; of several processes, each its share.
+
+    Args:
+        encoder: The model.
+        rows: The data set.
+        plan: From `plan_evaluation`.
+        batch_size: Pairs that are scored together at most.
+
+    Raises:
+        DataError: Rows hold tokens, or no label.
+    """
+    import numpy as np
+    import torch
+
+    from cross_trainer.data.labelled import LabelledPairs
+    from cross_trainer.training.losses import to_grid
+
+    columns = plan.for_dataset(rows).columns
+    pairs = LabelledPairs(rows, columns)
     windows = encoder.score_windows(pairs, batch_size=batch_size, activation="logits", distributed=are_several())
     logits = torch.from_numpy(np.concatenate(list(show_progress(windows))))
     targets = pairs.targets()
     labels = targets["labels"]
-    predictions = to_grid(logits, labels) if resolved.grouped else logits
-    references: Any = (labels.numpy(), targets[NUM_RELEVANT].numpy()) if NUM_RELEVANT in targets else labels.numpy()
-    values = [measure(EvalPrediction(predictions.numpy(), references)) for measure in measures]
-    return {
-        **{name: value for each in values for name, value in each.items()},
-        "loss": loss(SequenceClassifierOutput(logits=predictions), labels).item(),
-    }
+    return Scored(to_grid(logits, labels) if columns.grouped else logits, labels, targets.get(NUM_RELEVANT))
 
 
 def _print_metrics(values: Mapping[str, float], rows: int, confidence: float | None) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cross_trainer.metrics.figures import reliability
 from cross_trainer.metrics.pairs import _Cuts
 from cross_trainer.metrics.rankings import ranking_metrics
 from cross_trainer.metrics.report import IGNORED, Floats, activate, divide
@@ -270,13 +271,12 @@ def _reliability(shown: Shown) -> Picture | None:
         stated, happened = shown.scores.max(axis=1), shown.scores.argmax(axis=1) == shown.labels
     else:
         stated, happened = shown.scores.ravel(), (shown.labels == 1).ravel()
-    bins = _equal_bins(stated)
-    means = np.array([stated[rows].mean() for rows in bins])
-    shares = np.array([happened[rows].mean() for rows in bins])
-    counts = np.array([len(rows) for rows in bins])
+    bins = reliability(stated, happened)
+    means, shares, low, high, counts = (
+        np.array([each[name] for each in bins]) for name in ("mean", "share", "low", "high", "rows")
+    )
     figure, (axes,) = _figure()
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1, label="as often as stated")
-    low, high = _wilson(shares, counts)
     spans = np.maximum(np.stack([shares - low, high - shares]), 0)
     axes.errorbar(
         means, shares, spans, fmt="o-", color=BLUE, capsize=3, linewidth=1.5, label="this model, 95 % intervals"
@@ -409,13 +409,6 @@ def _equal_bins(values: NDArray[Any]) -> list[NDArray[np.int64]]:
     edges = np.unique(np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1]))
     places = np.searchsorted(edges, values, side="right")
     return [np.flatnonzero(places == at) for at in range(len(edges) + 1) if (places == at).any()]
-
-
-def _wilson(shares: Floats, counts: NDArray[np.int64], z: float = 1.96) -> tuple[Floats, Floats]:
-    """The interval of shares of `counts` trials (Wilson 1927)."""
-    middle = (shares + z**2 / (2 * counts)) / (1 + z**2 / counts)
-    half = z * np.sqrt(shares * (1 - shares) / counts + z**2 / (4 * counts**2)) / (1 + z**2 / counts)
-    return middle - half, middle + half
 
 
 def _softmax(logits: Floats) -> Floats:

@@ -8,7 +8,7 @@ G groups (queries), D documents of the largest group. `pairs.py` says what all m
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -287,3 +287,71 @@ def compare(a: ArrayLike, b: ArrayLike, confidence: float = 0.95, resamples: int
     draws = bootstrap_rows(lambda rows: difference[rows].mean(keepdims=True), difference.size, resamples, seed)
     low, high = percentiles(draws[0], confidence)
     return Comparison(float(difference.mean()), low, high, float(test.pvalue), difference.size)
+
+
+def compare_statistic(
+    statistic: Callable[[Floats, Indices], float],
+    a: ArrayLike,
+    b: ArrayLike,
+    confidence: float = 0.95,
+    resamples: int = 999,
+    seed: int = 0,
+) -> Comparison:
+    """`compare` for a figure of all rows together that is no mean, such as a correlation or an average precision.
+
+        >>> labels = np.array([1.0, 2, 3, 4, 5, 6])
+        >>> found = compare_statistic(
+        ...     lambda values, rows: np.corrcoef(values, labels[rows])[0, 1], labels, [4.0, 1, 3, 5, 6, 2], resamples=99
+        ... )
+        >>> round(found.difference, 3), found.n
+        (0.8, 6)
+
+    Under the null hypothesis each row's two values may be swapped. That needs values on one scale: give ranks where the
+    figure depends on the order alone, and decisions where it depends on them.
+
+    Args:
+        statistic: Gives the figure for one system's values of all rows, as drawn [P], and the rows' indices [P]; NaN
+            where it is undefined.
+        a: One value per row [P].
+        b: The other system's, in the same order.
+        confidence: As for `compare`.
+        resamples: As for `compare`; each takes two values of the statistic, for the test and for the interval.
+        seed: As for `compare`.
+
+    Returns:
+        As for `compare`; NaN, and a warning, where the figure is undefined.
+
+    Raises:
+        ConfigurationError: `a` and `b` differ in length, or an argument is out of its range.
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.ndim != 1 or first.shape != second.shape:
+        raise ConfigurationError(
+            f"a and b have shapes {first.shape} and {second.shape}; give each of them one value per row"
+        )
+    check_interval(confidence, resamples)
+    rows = np.arange(len(first))
+
+    def difference(one: Floats, other: Floats) -> float:
+        return statistic(one, rows) - statistic(other, rows)
+
+    if len(first) < 2 or np.isnan(difference(first, second)):
+        logger.warning("compare_statistic: the figure of %d rows is undefined, so it isn't compared", len(first))
+        return Comparison(np.nan, np.nan, np.nan, np.nan, len(first))
+    from scipy.stats import permutation_test
+
+    test = permutation_test(
+        (first, second),
+        difference,
+        permutation_type="samples",  # of paired samples: random swaps
+        vectorized=False,
+        n_resamples=resamples,
+        batch=max(1, RESAMPLES_AT_ONCE // len(first)),
+        rng=np.random.default_rng(seed),
+    )
+    draws = bootstrap_rows(
+        lambda drawn: np.array([statistic(first[drawn], drawn) - statistic(second[drawn], drawn)]),
+        *(len(first), resamples, seed),
+    )
+    low, high = percentiles(draws[0], confidence)
+    return Comparison(float(test.statistic), low, high, float(test.pvalue), len(first))

@@ -193,7 +193,7 @@ def test_help_is_enough_and_needs_nothing_heavy():
     assert done.stdout.splitlines()[-1] == "[]"
     for command in ("score", "rank", "train", "evaluate", "mine"):
         assert f"  {command} " in done.stdout
-    for command in ("score", "rank", "evaluate", "mine"):
+    for command in ("score", "rank", "evaluate", "report", "mine"):
         told = run(command, "--help").stdout
         assert f"  Example:\n    cross-trainer {command} " in told
         assert "[required]" in told
@@ -209,7 +209,7 @@ def flags_of(command):
     return [name for option in typer.main.get_command(app).commands[command].params for name in option.opts]
 
 
-@pytest.mark.parametrize("command", ["score", "rank", "evaluate", "mine"])
+@pytest.mark.parametrize("command", ["score", "rank", "evaluate", "report", "mine"])
 def test_flags_have_dashes_or_underscores(command):
     long = [name for name in flags_of(command) if name.startswith("--") and "-" in name.removeprefix("--")]
     assert len(long) >= 5

@@ -216,7 +216,7 @@ def _label(row: Mapping[str, Any], columns: Columns, document: int, view: View) 
     return float(columns.encode(value))
 
 
-def _ranked(views: Sequence[View], row: int, pairs: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+def _ranked(views: Sequence[View], row: int, pairs: Sequence[Pair]) -> Iterator[dict[str, Any]]:
     """The documents of a query that the first model ranks first, and relevant ones further down."""
     ranks = [each.ranks(row) for each in views if each.ranks is not None]
     places = [{entry["document"]: rank for rank, entry in enumerate(each, 1)} for each in ranks]

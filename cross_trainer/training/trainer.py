@@ -448,7 +448,7 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         Raises:
             ConfigurationError: There is none.
         """
-        if not self._merges:
+        if not self._merges and self.model is not None:  # a search makes it anew
             check_place(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), self._output_dir)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self._output_dir)

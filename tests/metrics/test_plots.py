@@ -8,7 +8,8 @@ from scipy.special import expit
 from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, confusion_matrix
 
-from cross_trainer.metrics.plots import BINS, _equal_bins, _wilson, evaluation_pictures, learning_curve
+from cross_trainer.metrics.figures import reliability
+from cross_trainer.metrics.plots import BINS, _equal_bins, evaluation_pictures, learning_curve
 
 RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.integers(0, 2, 300)
@@ -56,9 +57,9 @@ def test_bins_dont_part_equal_values():
 
 @pytest.mark.parametrize(("hits", "trials"), [(0, 8), (3, 8), (50, 60)])
 def test_intervals_of_shares(hits, trials):
-    low, high = _wilson(np.array([hits / trials]), np.array([trials]))
+    (found,) = reliability(np.full(trials, 0.5), np.arange(trials) < hits)
     wanted = binomtest(hits, trials).proportion_ci(method="wilson")
-    assert (low[0], high[0]) == pytest.approx((wanted.low, wanted.high), abs=1e-4)
+    assert (found["low"], found["high"]) == pytest.approx((wanted.low, wanted.high), abs=1e-4)
 
 
 def test_classes_labels_numbers_and_rankings():

@@ -105,10 +105,10 @@ def write_graph(model: nn.Module, batch: Mapping[str, Tensor], path: Path, to: T
         try:
             with _without_advice():
                 _record(model, batch, recorded)
-            if to == "openvino":
-                _convert(recorded, path, precision)
-            elif precision == "int8":
-                _quantize(recorded, path)
+                if to == "openvino":
+                    _convert(recorded, path, precision)
+                elif precision == "int8":
+                    _quantize(recorded, path)
         except Exception as error:  # of torch, onnxruntime, OpenVINO or nncf, which share no other parent
             raise UnsupportedModelError(
                 f"{type(model).__name__} can't be exported to {to}: {first_line(error)} Score it with torch instead."
@@ -125,14 +125,21 @@ def first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _without_advice() -> Iterator[None]:
-    """Log nothing of torch's exporter that is no error."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    """Log nothing of torch's exporter that is no error, and leave logging as it was.
+
+    The converters add handlers to the root logger, and raise the levels of those that are there.
+    """
+    root, exporter = logging.getLogger(), logging.getLogger("torch.onnx")
+    handlers = list(root.handlers)
+    leveled: list[logging.Logger | logging.Handler] = [root, exporter, *handlers]
+    levels = [each.level for each in leveled]
+    exporter.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        log.setLevel(level)
+        root.handlers[:] = handlers
+        for each, level in zip(leveled, levels, strict=True):
+            each.setLevel(level)
 
 
 class _Logits(nn.Module):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import logging
+
 import pytest
 import torch
 import transformers
+from conftest import build_model, build_tokenizer
 from torch import nn
 
 from cross_trainer.errors import ConfigurationError, MissingDependencyError, UnsupportedModelError
 from cross_trainer.saved import export
 from cross_trainer.saved.export import exported_file, find_exported, require_packages, write_graph
+from cross_trainer.scoring.cross_encoder import CrossEncoder
 from cross_trainer.scoring.exported import ExportedModel
 
 LENGTH = 40
@@ -113,3 +118,16 @@ def test_a_file_is_found_in_the_folder_and_in_that_of_its_format(tmp_path):
     command = r"cross-trainer export .* --to openvino --precision bf16$"
     with pytest.raises(ConfigurationError, match=command):
         find_exported(str(tmp_path), "openvino", "openvino_model_bf16.xml", {})
+
+
+@pytest.mark.parametrize(("to", "precision"), [("onnx", "int8"), ("openvino", "int8")])
+def test_an_export_leaves_logging_as_it_was(tmp_path, to, precision):
+    root, ours = logging.getLogger(), logging.StreamHandler(io.StringIO())
+    ours.setLevel(logging.INFO)
+    root.addHandler(ours)
+    try:
+        before = [(handler, handler.level) for handler in root.handlers]
+        CrossEncoder(build_model(), tokenizer=build_tokenizer()).export(tmp_path, to, precision)
+        assert [(handler, handler.level) for handler in root.handlers] == before
+    finally:
+        root.removeHandler(ours)

@@ -215,8 +215,9 @@ class _FirstTokenLayer(nn.Module):
 def quantize_linears(model: Any) -> Any:
     """A scoring view with 8-bit linear layers in its transformer; pooler and classification head stay.
 
-    Weights are rounded once, to 255 steps of each output's own scale. Inputs are rounded in each call, to 255 steps of
-    each token's own scale. Adapters are merged into the weights before, in a copy of them.
+    Weights are rounded once, to 255 steps of each output's own scale, or to 127 where `largest_weight` says so. Inputs
+    are rounded in each call, to 255 steps of each token's own scale. Adapters are merged into the weights before, in a
+    copy of them.
 
     Raises:
         UnsupportedModelError: An adapter can't be merged.
@@ -250,6 +251,13 @@ def _merged(model: Any) -> Any:
     return model
 
 
+@functools.cache
+def largest_weight() -> int:
+    """The largest 8-bit weight whose products are exact: processors without VNNI add two of them in 16 bits."""
+    states, weights = (torch.full(size, 127, dtype=torch.int8) for size in ((32, 64), (64, 32)))
+    return 127 if bool((multiply_int8(states, weights) == 64 * 127 * 127).all()) else 63
+
+
 class _Int8Linear(nn.Module):
     """A linear layer that multiplies 8-bit integers."""
 
@@ -260,7 +268,7 @@ class _Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight = linear.weight.detach().float()
-        scale = weight.abs().amax(1).clamp_min(1e-12) / 127
+        scale = weight.abs().amax(1).clamp_min(1e-12) / largest_weight()
         self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8).t().contiguous())
         self.register_buffer("scale", scale)
         bias = torch.zeros_like(scale) if linear.bias is None else linear.bias.detach().float()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -14,7 +17,7 @@ from torch.nn.utils import parametrizations, parametrize
 from transformers import BertConfig, BertForSequenceClassification, Qwen3Config, Qwen3ForSequenceClassification
 
 from cross_trainer.errors import UnsupportedModelError
-from cross_trainer.execution.view import compute_head_in_float32, scoring_view, structure
+from cross_trainer.execution.view import compute_head_in_float32, largest_weight, scoring_view, structure
 from cross_trainer.scoring.cross_encoder import CrossEncoder
 
 PAIRS = [("a man", sentence) for sentence in SENTENCES]
@@ -92,7 +95,8 @@ def test_scores_follow_every_change_of_the_model(change, quantize):
     apply(model)
     after = encoder.predict(PAIRS, activation="logits")
     assert change == "merge_adapter" or np.abs(after - before).max() > 0.02
-    np.testing.assert_allclose(after, plain_logits(model), atol=0.3 if quantize else 1e-5)
+    rounded = 0.3 if largest_weight() == 127 else 0.7
+    np.testing.assert_allclose(after, plain_logits(model), atol=rounded if quantize else 1e-5)
 
 
 def test_an_adapter_switched_off_for_a_while():
@@ -237,3 +241,20 @@ def test_a_decoder_keeps_its_padding_unless_another_is_named():
     assert scoring_view(model).config.pad_token_id == 3
     assert scoring_view(model, 5).config.pad_token_id == 5
     assert model.config.pad_token_id == 3
+
+
+@pytest.mark.parametrize("isa", ["SSE41", "AVX2", "DEFAULT"])
+def test_products_of_8_bits_are_exact_on_every_processor(isa):
+    code = """
+import torch
+from cross_trainer.execution.view import largest_weight
+from cross_trainer.internals import multiply_int8
+most = largest_weight()
+states, weights = torch.randint(-127, 128, (40, 64)), torch.randint(-most, most + 1, (64, 48))
+states[0], weights[:, 0] = 127, most
+states[1], weights[:, 1] = -127, -most
+found = multiply_int8(states.to(torch.int8), weights.to(torch.int8))
+assert torch.equal(found.long(), states @ weights), most
+"""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(TOOLS), choices=list(TOOLS))
     parser.add_argument("--table", action="store_true", help="print the table of earlier runs alone")
     options = parser.parse_args()
-    if not (options.folders / "pairs.json").is_file():
+    if not all((options.folders / f"{kind}.json").is_file() for kind in KINDS):
         subprocess.run([sys.executable, HERE / "folders.py", options.folders], check=True)
     for reader in [] if options.table else options.only:
         run(reader, options.folders, options.environments.expanduser().resolve())

@@ -15,7 +15,7 @@ from conftest import build_model, build_tokenizer
 from training.test_trainer import InfiniteLoss, arguments, check_what_metrics_see, lists, pairs, positives
 
 from cross_trainer import CrossEncoderTrainer, LambdaLoss, PairCollator
-from cross_trainer.errors import ConfigurationError, NotFiniteError
+from cross_trainer.errors import ConfigurationError, DataError, NotFiniteError
 
 
 def squares(outputs, labels, num_items_in_batch=None):
@@ -80,6 +80,15 @@ def check_inputs(folder, processes) -> None:
             CrossEncoderTrainer(build_model(), args, compute_metrics=lambda _, compute_result: {}, **options)
 
 
+def calibrated(trainer) -> list[float]:
+    """Every process calibrates alike, and refuses rows trained on, of which one alone knows where they are streamed."""
+    with pytest.raises(DataError, match="trained on 9 of 9 of these pairs"):
+        trainer.calibrate(pairs(9))
+    unseen = pairs(17).map(lambda row: {"b": f"{row['b']} again"})
+    found = trainer.calibrate(unseen, relevance_threshold=0.5)
+    return [1 / found.temperature, found.bias, found.after["ece"], found.after["log_loss"]]
+
+
 def main(folder: Path) -> None:
     processes = int(__import__("os").environ["WORLD_SIZE"])
     results = {"world_size": processes}
@@ -128,6 +137,8 @@ def main(folder: Path) -> None:
             "weights": state.tolist(),
             "predictions": np.asarray(predicted.predictions).tolist(),
         }
+        if name in {"pairs", "stream"}:
+            results[name]["calibrated"] = calibrated(trainer)
     if trainer.is_world_process_zero():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.json").write_text(json.dumps(results))

@@ -94,6 +94,9 @@ class TrainArguments(RecipeArguments):
     card_examples: int = field(
         default=3, metadata={"help": "Rows of the training data that the model card may show; 0 for none."}
     )
+    fingerprints: bool = field(
+        default=True, metadata={"help": "Save hashes of the pairs trained on, by which calibrate refuses them."}
+    )
     dry_run: bool = field(default=False, metadata={"help": "Print what the training would do, and end."})
     in_batch_negatives: int = field(
         default=0, metadata={"help": "Positives of other rows to train each row (query, positive) against."}
@@ -156,7 +159,7 @@ def train_model(arguments: TrainArguments, training_arguments: TrainingArguments
         smoothing, device = training_arguments.label_smoothing_factor, training_arguments.device.type
         typer.echo(repr(make_plan(arguments.model, **options, label_smoothing_factor=smoothing, device=device)))
         return
-    options |= {"merge_adapters": arguments.merge_adapters, "card_examples": arguments.card_examples}
+    options |= {name: getattr(arguments, name) for name in ("merge_adapters", "card_examples", "fingerprints")}
     trainer = CrossEncoderTrainer(arguments.model, training_arguments, **options)
     _choose_best_by(trainer)
     trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint)

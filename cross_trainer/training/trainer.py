@@ -29,7 +29,7 @@ from weakref import WeakKeyDictionary
 import datasets
 import numpy as np
 import torch
-from accelerate.utils import gather_object  # type: ignore[import-untyped]
+from accelerate.utils import broadcast_object_list, gather_object  # type: ignore[import-untyped]
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -788,7 +788,7 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
             self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
             rows,
             self._data_plan(rows).columns,
-            self.trained_rows(),
+            broadcast_object_list([self.trained_rows()])[0],  # only the process that reads a stream knows its rows
             predict,
             threshold,
             relevance_threshold,

@@ -5,12 +5,15 @@
 
 A model is trained on train.csv and saved, unless its folder is there. It is calibrated on every other row (for lists,
 query) of validation.csv and measured on the others. Scores from 0 to 5 become labels: 4 and above against 2 and below.
-With `--check`, the calibrated probabilities are compared with those of other tools, and with bfloat16.
+A half of so few rows says little, so that `--halves 200` takes that many halves at random, and shows means, beside what
+chance alone gives: the same for labels drawn from the calibrated probabilities. With `--check`, the calibrated
+probabilities are compared with those of other tools, in float64 too, and with bfloat16.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import tempfile
 from pathlib import Path
@@ -18,15 +21,25 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
-from transformers import TrainingArguments
+from scipy.special import expit, softmax
+from transformers import EvalPrediction, TrainingArguments
 
 import cross_trainer
-from cross_trainer import CrossEncoder, CrossEncoderTrainer, binary_metrics, group_by_query
+from cross_trainer import (
+    CrossEncoder,
+    CrossEncoderTrainer,
+    binary_metrics,
+    calibrate,
+    calibration_metrics,
+    group_by_query,
+)
 from cross_trainer.commands.evaluate import measure
 from cross_trainer.data.collator import pairs_and_labels
-from cross_trainer.data.columns import resolve_columns
+from cross_trainer.data.columns import IGNORED_LABEL, resolve_columns
 from cross_trainer.data.splits import load_split
+from cross_trainer.training.losses import to_grid
 
 LISTS = ("ListNetLoss", "ListMLELoss", "RankNetLoss", "LambdaLoss")
 SHOWN = ("ece", "brier", "brier_reliability", "brier_resolution", "log_loss")
@@ -87,6 +100,42 @@ def flat(rows: Dataset) -> tuple[list[tuple[str, str]], np.ndarray]:
     return pairs, labels[labels != -100]
 
 
+def halves(encoder: CrossEncoder, rows: Dataset, count: int) -> dict[str, list[float]]:
+    """Means over halves, on the one that wasn't calibrated on: before, after, and what chance alone gives.
+
+    A second number is the share of halves in which calibration made it smaller.
+    """
+    pairs, targets = pairs_and_labels(list(rows), resolve_columns(rows))
+    labels = targets["labels"]
+    logits = torch.from_numpy(encoder.predict(pairs, activation="logits", show_progress_bar=False))
+    logits = to_grid(logits, labels) if labels.ndim == 2 else logits
+    generator = np.random.default_rng(0)
+    found: dict[str, list[list[float]]] = {name: [] for name in SHOWN}
+    for _ in range(count):
+        order = generator.permutation(len(rows))
+        fitted, held_out = order[: len(rows) // 2], order[len(rows) // 2 :]
+        calibration = calibrate(copy.deepcopy(encoder.model), logits[fitted], labels[fitted])
+        after, known = calibration(logits[held_out]), labels[held_out].numpy()
+        measured = [
+            calibration_metrics()(EvalPrediction(*each))
+            for each in ((logits[held_out].numpy(), known), (after, known), (after, drawn(after, known, generator)))
+        ]
+        for name in SHOWN:
+            found[name].append([values[name] for values in measured])
+    return {
+        name: [*np.mean(values, axis=0), float(np.mean([before > after for before, after, _ in values]))]
+        for name, values in found.items()
+    }
+
+
+def drawn(logits: np.ndarray, labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Labels as they would be if probabilities were true, with the same entries left out."""
+    if logits.shape[1:] == labels.shape[1:] or logits.shape[1] == 1:
+        chosen = generator.random(labels.shape) < expit(logits.reshape(labels.shape))
+        return np.where(labels == IGNORED_LABEL, labels, chosen)
+    return np.asarray((generator.random((len(labels), 1)) > softmax(logits, axis=1).cumsum(axis=1)).sum(axis=1))
+
+
 def show(title: str, before: dict[str, float], after: dict[str, float]) -> None:
     """A line for each figure."""
     print(f"\n{title}\n{'':20}{'before':28}after")
@@ -103,17 +152,19 @@ def check(folder: Path, rows: Dataset) -> None:
     from transformers import pipeline
 
     pairs, _ = flat(rows)
-    expected = CrossEncoder(folder).predict(pairs, show_progress_bar=False).reshape(len(pairs), -1)
-    classify = pipeline("text-classification", str(folder), truncation=True, top_k=None)
     inputs = [{"text": first, "text_pair": second} for first, second in pairs]
-    names = classify.model.config.label2id
-    found = np.zeros_like(expected)
-    for row, entries in enumerate(classify(inputs)):
-        for entry in entries:
-            found[row, names[entry["label"]]] = entry["score"]
-    print(f"largest difference of transformers' pipeline: {np.abs(found - expected).max():.1e}")
-    other = sentence_transformers.CrossEncoder(str(folder)).predict(pairs).reshape(len(pairs), -1)
-    print(f"largest difference of sentence-transformers: {np.abs(other - expected).max():.1e}")
+    for dtype in (torch.float32, torch.float64):
+        expected = CrossEncoder(folder, dtype=dtype).predict(pairs, show_progress_bar=False).reshape(len(pairs), -1)
+        classify = pipeline("text-classification", str(folder), truncation=True, top_k=None, dtype=dtype)
+        names = classify.model.config.label2id
+        found = np.zeros_like(expected)
+        for row, entries in enumerate(classify(inputs)):
+            for entry in entries:
+                found[row, names[entry["label"]]] = entry["score"]
+        print(f"{dtype}: largest difference of transformers' pipeline {np.abs(found - expected).max():.1e}")
+        other = sentence_transformers.CrossEncoder(str(folder), model_kwargs={"dtype": dtype}).predict(pairs)
+        difference = np.abs(other.reshape(expected.shape) - expected).max()
+        print(f"{dtype}: largest difference of sentence-transformers {difference:.1e}")
     halved = figures(CrossEncoder(folder, dtype="bfloat16"), rows)
     print("in bfloat16: " + ", ".join(f"{name} {halved[name]:.4f}" for name in ("ece", "brier", "log_loss")))
 
@@ -128,6 +179,7 @@ def main() -> None:
     parser.add_argument("--loss", help="its name; default: by the labels")
     parser.add_argument("--pos_weight", type=float, help="weight of positive pairs in binary cross-entropy")
     parser.add_argument("--threshold", action="append", default=[], help="also calibrate with such a threshold")
+    parser.add_argument("--halves", type=int, default=0, help="random halves to take means over")
     parser.add_argument("--check", action="store_true", help="compare with other tools and with bfloat16")
     parser.add_argument("--json", help="file for the figures")
     options = parser.parse_args()
@@ -146,6 +198,11 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 encoder.save_pretrained(folder)
                 check(Path(folder), held_out)
+    if options.halves:
+        record["halves"] = halves(CrossEncoder(options.model), rows, options.halves)
+        print(f"\nmeans over {options.halves} halves\n{'':20}{'before':10}{'after':10}{'by chance':12}smaller after")
+        for name, (*means, share) in record["halves"].items():
+            print(f"{name:20}" + "".join(f"{value:<10.4f}" for value in means) + f"  {share:.0%}")
     if options.json:
         Path(options.json).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 

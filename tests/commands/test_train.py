@@ -65,6 +65,15 @@ def test_the_best_checkpoint_is_chosen_by_the_kind_of_labels(tmp_path, model, ca
     )
 
 
+@pytest.mark.parametrize("asked", ["true", "false"])
+def test_hashes_of_the_rows_can_be_left_out(tmp_path, model, asked):
+    Dataset.from_list(labelled(LABELS["accuracy"])).to_json(tmp_path / "rows.jsonl")
+    output = tmp_path / "output"
+    argv = ["--dataset", tmp_path / "rows.jsonl", "--model", model, "--output_dir", output, "--fingerprints", asked]
+    run("train", *argv, *BRIEFLY)
+    assert (output / "trained_rows.npy").exists() == (asked == "true")
+
+
 def test_lists_of_documents_go_by_ndcg_and_asked_for_is_asked_for(tmp_path, model, caplog):
     lists = [
         {"query": row["first"], "documents": [row["second"], row["extra"] or "x"], "labels": [1, 0]}

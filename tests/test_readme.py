@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 import shlex
 from pathlib import Path
@@ -34,6 +35,20 @@ def test_the_python_block_prints_what_is_shown(tmp_path, monkeypatch, capsys):
         [float(number) for number in re.findall(r"[0-9.]+", text.splitlines()[-1])] for text in (printed, shown)
     )
     assert scores == pytest.approx(expected, abs=0.1)  # other processors round otherwise, 20 times over
+
+
+def test_the_lowest_versions_declared_are_those_that_are_tested():
+    """torch excepted, of which CI has one build without CUDA."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    groups = [config["options"]["install_requires"], *config["options.extras_require"].values()]
+    pins = dict(line.lower().split("==") for line in (ROOT / ".ci" / "lowest.txt").read_text().splitlines())
+    declared = re.findall(r"^([\w-]+)>=([\d.]+)", "\n".join(groups), re.MULTILINE)
+    assert len(declared) > 20
+    for name, floor in declared:
+        pin = pins[name.lower().replace("_", "-")].split("+")[0]
+        parts = [int(part) for part in floor.split(".")]
+        assert name == "torch" or [int(part) for part in pin.split(".")][: len(parts)] == parts, (name, floor, pin)
 
 
 def test_commands_of_the_two_blocks_are_what_ci_runs():

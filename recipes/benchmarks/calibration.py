@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 import tempfile
 from pathlib import Path
@@ -105,7 +106,8 @@ def halves(encoder: CrossEncoder, rows: Dataset, count: int) -> dict[str, list[f
 
     A second number is the share of halves in which calibration made it smaller.
     """
-    pairs, targets = pairs_and_labels(list(rows), resolve_columns(rows))
+    columns = dataclasses.replace(resolve_columns(rows), label2id=encoder.model.config.label2id)
+    pairs, targets = pairs_and_labels(list(rows), columns)
     labels = targets["labels"]
     logits = torch.from_numpy(encoder.predict(pairs, activation="logits", show_progress_bar=False))
     logits = to_grid(logits, labels) if labels.ndim == 2 else logits

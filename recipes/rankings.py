@@ -424,7 +424,7 @@ class HeldOut:
         return grid
 
     def _bm25(self) -> Grid:
-        from cross_trainer.scoring.mining import Bm25, import_bm25s
+        from cross_trainer.data.retrieval import Bm25, import_bm25s
 
         import_bm25s("--first_stage bm25", "take --first_stage order")
         places = {text: place for place, text in enumerate(dict.fromkeys(text for _, text in self.pairs))}

@@ -775,7 +775,7 @@ CONFIGURATIONS = {
         {"output_format": "pairs"},
         r"output_format='pairs': expected one of 'triplet', 'n-tuple', 'labeled-pair'",
     ),
-    "retriever": ({"retriever": "dense"}, r"retriever='dense': expected 'bm25' or a callable"),
+    "retriever": ({"retriever": 7}, r"retriever=7: expected 'bm25', the name of a SentenceTransformer"),
     "no corpus": (
         {"corpus": None, "retriever": Ranking()},
         r"A retriever of your own returns indices into a corpus: pass",

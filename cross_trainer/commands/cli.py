@@ -172,8 +172,7 @@ def _top(
 def _log_to_stderr() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("cross_trainer").setLevel(logging.INFO if is_main() else logging.ERROR)
-    for name in ("cross_trainer.data.columns", "bm25s"):  # commands say this in their own words
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("cross_trainer.data.columns").setLevel(logging.WARNING)  # commands say this in their own words
 
 
 @_command(

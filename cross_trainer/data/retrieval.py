@@ -187,6 +187,7 @@ class Bm25:
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._bm25s = import_bm25s()
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets a lower one when it is imported
         tokens = self._bm25s.tokenize(texts, show_progress=False)
         self.has_words = bool(tokens.vocab)
         self._documents = len(tokens.ids)

@@ -325,8 +325,8 @@ def evaluate(
         "batch_size": batch_size,
         **options,
     }
-    of_rows = {"--dataset-config": dataset_config, "--text-columns": text_columns, "--label-column": label_column}
-    of_rows |= {"DATASET": dataset, "--calibration": calibration}
+    of_rows: dict[str, Any] = {"DATASET": dataset, "--dataset-config": dataset_config, "--text-columns": text_columns}
+    of_rows |= {"--label-column": label_column, "--calibration": calibration}
     if collection is not None:
         _refuse(of_rows, "say how to read labelled rows, and --collection is none: leave them out.")
         evaluate_collection(model, collection, split, **own, **shared)

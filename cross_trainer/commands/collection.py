@@ -67,9 +67,7 @@ def evaluate_collection(
     """
     from cross_trainer.data.collections import Collection
 
-    for path in (run, output):
-        if path is not None:
-            on_main(lambda path=path: check_output(path, overwrite))
+    on_main(lambda: [check_output(path, overwrite) for path in (run, output) if path is not None])
     judged = Collection(collection, split, candidates=candidates, top_k=top_k, metrics=metrics)
     judged.first_stage = on_main(lambda: judged.first_stage)
     encoder = load_encoder(model, **options)

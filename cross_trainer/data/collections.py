@@ -267,8 +267,9 @@ def parse_measures(names: str) -> dict[str, Any]:
     for name in names.split():
         stem, at, rest = name.partition("@")
         try:
-            measure = ir_measures.parse_measure(theirs.get(stem, stem) + at + rest)
-            known = ir_measures.DefaultPipeline.supports(measure)
+            measure: Any = ir_measures.parse_measure(theirs.get(stem, stem) + at + rest)
+            pipeline: Any = ir_measures.DefaultPipeline
+            known = pipeline.supports(measure)
         except (ValueError, NameError, AssertionError) as error:
             raise ConfigurationError(
                 f"The metric {name!r} is none of ir_measures ({error}). Name some such as {DEFAULT_METRICS}."

@@ -119,8 +119,8 @@ def test_metrics_of_your_own_see_the_judged_total(tmp_path, collection):
 
 def test_a_model_of_classes_ranks_nothing(tmp_path, collection):
     arguments = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+    collator, rows = PairCollator(build_tokenizer()), [("a", "b", 0), ("a", "c", 2)]
     with pytest.raises(ConfigurationError, match=r"ranked by one score, and the model has num_labels=3"):
-        collator, rows = PairCollator(build_tokenizer()), [("a", "b", 0), ("a", "c", 2)]
         CrossEncoderTrainer(build_model(3), arguments, collator, train_dataset=rows, eval_dataset=collection)
     with pytest.raises(ConfigurationError, match="holds texts, which a PairCollator reads"):
         CrossEncoderTrainer(build_model(), arguments, list, eval_dataset=collection)

@@ -421,6 +421,7 @@ class HybridRetriever:
 
     def over(self, texts: Iterable[str]) -> Retriever:
         """A callable on (queries, k) that searches a corpus, which every retriever reads."""
+        check_retriever(self)
         documents = list(texts) if iter(texts) is texts else texts  # several readings
         size = sum(1 for _ in documents)
         started = [start_retriever(each, documents) for each in self.retrievers]

@@ -1,8 +1,11 @@
 # The public names: each stands here once, and is loaded when it is first used.
 from .data.collator import PairCollator as PairCollator
+from .data.collections import Collection as Collection
 from .data.columns import Columns as Columns
 from .data.columns import InputExample as InputExample
 from .data.grouping import group_by_query as group_by_query
+from .data.retrieval import DenseRetriever as DenseRetriever
+from .data.retrieval import HybridRetriever as HybridRetriever
 from .data.templates import Template as Template
 from .errors import ConfigurationError as ConfigurationError
 from .errors import CrossTrainerError as CrossTrainerError

@@ -9,6 +9,7 @@ Rows are those of rerank.py. The teacher scores every document of every training
 
     MarginMSELoss      how much the teacher prefers each relevant document to each irrelevant one
     KLDivergenceLoss   the teacher's distribution over all documents of a query; training needs no labels
+    MSELoss            the teacher's score of each document by itself; training needs no labels
 
 The teacher's scores are kept in `teacher_scores` in the output folder, so that a run that goes on after an
 interruption, or another one with the same teacher and documents, doesn't compute them again. `--max_steps 0` evaluates
@@ -23,7 +24,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from datasets import Dataset
 from demo import parse_arguments, run
 from demo_search import search_queries
@@ -35,14 +35,16 @@ from cross_trainer import (
     CrossEncoderTrainer,
     KLDivergenceLoss,
     MarginMSELoss,
+    MSELoss,
     PairCollator,
     ranking_metrics,
 )
 from cross_trainer.commands.arguments import load_tokenizer
+from cross_trainer.commands.partial import PartialScores
 from cross_trainer.commands.processes import is_main, on_main
+from cross_trainer.commands.score import fingerprint
 from cross_trainer.data.grouping import DOCUMENTS, LABELS
 from cross_trainer.data.splits import load_splits
-from cross_trainer.data.tables import replacing
 from cross_trainer.errors import ConfigurationError, DataError
 
 # Each of these, like every other field of TrainingArguments, is also a flag of the command line.
@@ -65,7 +67,7 @@ SETTINGS: dict[str, Any] = {
 # Two layers with a new head need larger steps than a whole pretrained model.
 DEMO: dict[str, Any] = {"num_train_epochs": 2, "learning_rate": 5e-4, "logging_steps": 25}
 
-PAIRS_PER_FILE = 50_000  # scores of the teacher that an interruption may cost
+WINDOW = 4096  # scores of the teacher that an interruption may cost
 
 
 @dataclass
@@ -76,7 +78,7 @@ class Arguments(RankingArguments):
     layers: int | None = field(
         default=None, metadata={"help": "How many of the student's first layers to keep. Default: all; 2 with --demo."}
     )
-    loss: Literal["KLDivergenceLoss", "MarginMSELoss"] = field(
+    loss: Literal["KLDivergenceLoss", "MarginMSELoss", "MSELoss"] = field(
         default="MarginMSELoss", metadata={"help": "What the student learns from the teacher's scores."}
     )
     temperature: float = field(
@@ -87,7 +89,7 @@ class Arguments(RankingArguments):
         super().__post_init__()
         if self.temperature != 1 and self.loss != "KLDivergenceLoss":
             raise ConfigurationError(
-                "--temperature is an option of KLDivergenceLoss: margins have none. Give --loss KLDivergenceLoss."
+                "--temperature is an option of KLDivergenceLoss, the other losses have none: give --loss KLDivergenceLoss."
             )
 
 
@@ -96,36 +98,35 @@ class Teacher:
 
     Args:
         encoder: The cross-encoder.
-        folder: Where scores are kept. A file holds those of up to `PAIRS_PER_FILE` pairs, and its name depends on the
-            teacher's weights and on the pairs.
+        name: Its name or folder, on whose files scores depend.
+        folder: Where scores are kept, in a folder for each teacher and list of pairs.
     """
 
-    def __init__(self, encoder: CrossEncoder, folder: Path) -> None:
+    def __init__(self, encoder: CrossEncoder, name: str, folder: Path) -> None:
         self.encoder, self.folder = encoder, folder
-        weights = hashlib.sha256(f"{encoder.max_length} {encoder.config.model_type}".encode())
-        for name, tensor in encoder.model.state_dict().items():
-            weights.update(name.encode())
-            weights.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        self.name = weights.hexdigest()
+        self.settings = fingerprint(encoder, name, {})
 
     def score(self, pairs: list[tuple[str, str]]) -> np.ndarray:
-        """Logits [P]. Those that are in no file are computed by all processes together."""
-        parts = [self._read(pairs[start : start + PAIRS_PER_FILE]) for start in range(0, len(pairs), PAIRS_PER_FILE)]
-        return np.concatenate(parts)
+        """Logits [P]. Windows of them that aren't there are computed by all processes together."""
+        settings = {"pairs": hashlib.sha256(repr(pairs).encode()).hexdigest(), **self.settings}
+        key = hashlib.sha256(repr(settings).encode()).hexdigest()
+        partial, windows = PartialScores(self.folder / key[:32]), -(-len(pairs) // WINDOW)
 
-    def _read(self, pairs: list[tuple[str, str]]) -> np.ndarray:
-        key = hashlib.sha256(f"{self.name} {pairs!r}".encode()).hexdigest()
-        path = self.folder / f"{key[:32]}.npy"
-        # The main process decides: the folders of others may be on other machines.
-        scores = on_main(lambda: np.load(path) if path.exists() else None)
-        if scores is None:
-            scores = self.encoder.predict(pairs, activation="logits", distributed=True)
+        # The main process decides, reads and writes: the folders of others may be on other machines.
+        def begin() -> list[int]:
+            partial.begin(settings)
+            return partial.missing(windows)
+
+        missing = on_main(begin)
+        if is_main() and len(missing) < windows:
+            done = windows - len(missing)
+            print(f"The teacher's scores are in {partial.folder}: {done} of {windows} windows of {WINDOW} documents.")
+        for index in missing:
+            part = pairs[index * WINDOW : (index + 1) * WINDOW]
+            scores = self.encoder.predict(part, activation="logits", distributed=True)
             if is_main():
-                with replacing(path) as unfinished, unfinished.open("wb") as file:
-                    np.save(file, scores)
-        elif is_main():
-            print(f"The teacher's scores of {len(pairs)} documents are in {path}.")
-        return scores
+                partial.save(index, scores)
+        return on_main(lambda: np.concatenate(list(partial.scores(windows))))
 
 
 def train_teacher(options: Arguments, args: TrainingArguments, rows: Dataset) -> str:
@@ -177,8 +178,9 @@ def taught_rows(teacher: Teacher, lists: Dataset, loss: str) -> Dataset:
         scored = [(document, next(scores)) for document in row[DOCUMENTS]]
         relevant = [each for each, label in zip(scored, row[LABELS], strict=True) if label > 0]
         others = [each for each, label in zip(scored, row[LABELS], strict=True) if label <= 0]
-        taught = [scored] if loss == "KLDivergenceLoss" else [[each, *others] for each in relevant]
-        for documents, labels in (zip(*each, strict=True) for each in taught if len(each) > 1):
+        taught = [[each, *others] for each in relevant] if loss == "MarginMSELoss" else [scored]
+        fewest = 1 if loss == "MSELoss" else 2
+        for documents, labels in (zip(*each, strict=True) for each in taught if len(each) >= fewest):
             rows.append({query: row[query], DOCUMENTS: documents, LABELS: labels})
     if not rows:
         needed = "two documents" if loss == "KLDivergenceLoss" else "a relevant document and an irrelevant one"
@@ -187,6 +189,13 @@ def taught_rows(teacher: Teacher, lists: Dataset, loss: str) -> Dataset:
             "rows (query, documents, labels) or (query, positive, negative, ...)."
         )
     return Dataset.from_list(rows)
+
+
+def choose_loss(options: Arguments) -> KLDivergenceLoss | MarginMSELoss | MSELoss:
+    """What the student minimises; its logits are compared with the teacher's as they are."""
+    if options.loss == "KLDivergenceLoss":
+        return KLDivergenceLoss(options.temperature)
+    return MSELoss(activation="identity") if options.loss == "MSELoss" else MarginMSELoss()
 
 
 def main() -> None:
@@ -213,17 +222,16 @@ def main() -> None:
     if options.teacher is None:
         raise ConfigurationError("No teacher: give --teacher the name or the folder of a cross-encoder, or use --demo.")
     encoder = load_cross_encoder(options.teacher, "--teacher", args.device)
-    teacher = Teacher(encoder, Path(args.output_dir, "teacher_scores"))
+    teacher = Teacher(encoder, options.teacher, Path(args.output_dir, "teacher_scores"))
 
     # 4. Put the student's trainer together. Its labels are the teacher's scores.
-    by_lists = options.loss == "KLDivergenceLoss"
     trainer = CrossEncoderTrainer(
         load_ranker(options.model, args.seed, options.layers),
         args,
         train_dataset=taught_rows(teacher, train, options.loss),
         eval_dataset=held_out["validation"].lists,
         data_collator=PairCollator(load_tokenizer(options.model), options.max_length),
-        compute_loss_func=KLDivergenceLoss(options.temperature) if by_lists else MarginMSELoss(),
+        compute_loss_func=choose_loss(options),
         compute_metrics=ranking_metrics(),
         padding_free=options.padding_free,
         max_tokens=options.max_tokens,

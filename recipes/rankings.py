@@ -190,9 +190,10 @@ def mine(
     number: int,
     *,
     corpus: Sequence[str] | None = None,
-    retriever: Literal["bm25", "random"] = "bm25",
+    retriever: str = "bm25",
     scorer: Scorer | None = None,
     margin: float | None = None,
+    limits: Mapping[str, Any] | None = None,
     as_tuples: bool = False,
     seed: int = 0,
 ) -> Dataset:
@@ -202,9 +203,10 @@ def mine(
         lists: See `as_lists`. Documents with a label above 0 stay, with their labels.
         number: The most negatives of a query.
         corpus: Where to look. Default: all documents of the lists.
-        retriever: "bm25", or "random" to draw them.
+        retriever: "bm25", a SentenceTransformer's name, "bm25+" and such a name, or "random" to draw documents.
         scorer: See `mine_hard_negatives`.
         margin: Drop documents that the scorer gives more than the lowest positive's score minus this.
+        limits: Further arguments of `mine_hard_negatives` that drop candidates, such as `range_min`.
         as_tuples: Rows `(query, positive, negative, negative_2, ...)` rather than lists. Queries with fewer negatives
             are left out.
         seed: For drawing.
@@ -216,10 +218,11 @@ def mine(
     return mine_hard_negatives(
         lists,
         texts,
-        retriever=RandomRetriever(len(texts), seed) if retriever == "random" else "bm25",
+        retriever=RandomRetriever(len(texts), seed) if retriever == "random" else retriever,
         scorer=scorer,
         columns=Columns(lists.column_names[0], (DOCUMENTS,), LABELS, "list"),
         absolute_margin=margin,
+        **(limits or {}),
         num_negatives=number,
         output_format="n-tuple" if as_tuples else "labeled-list",
         seed=seed,
@@ -424,7 +427,7 @@ class HeldOut:
         return grid
 
     def _bm25(self) -> Grid:
-        from cross_trainer.scoring.mining import Bm25, import_bm25s
+        from cross_trainer.data.retrieval import Bm25, import_bm25s
 
         import_bm25s("--first_stage bm25", "take --first_stage order")
         places = {text: place for place, text in enumerate(dict.fromkeys(text for _, text in self.pairs))}

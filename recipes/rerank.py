@@ -86,8 +86,13 @@ class Arguments(RankingArguments):
     mine: int = field(
         default=0, metadata={"help": "Train on up to this many mined negatives per query, instead of its own."}
     )
-    mine_from: Literal["bm25", "random"] = field(
-        default="bm25", metadata={"help": "Mine from BM25's best documents, or from all."}
+    mine_from: str = field(
+        default="bm25",
+        metadata={"help": "Who finds candidates: bm25, a SentenceTransformer, bm25+NAME for both, or random."},
+    )
+    mine_range_min: int = field(default=0, metadata={"help": "The first rank to take, counted from 0."})
+    mine_range_max: int | None = field(
+        default=None, metadata={"help": "The rank to stop before. Default: 100 ranks further."}
     )
     mine_scorer: str | None = field(
         default=None, metadata={"help": "A cross-encoder that scores what was found, to take the best-scored."}
@@ -95,6 +100,10 @@ class Arguments(RankingArguments):
     mine_margin: float | None = field(
         default=None, metadata={"help": "Drop what it gives more than the positive's score minus this."}
     )
+    mine_relative_margin: float | None = field(
+        default=None, metadata={"help": "Drop what it gives more than the positive's score minus this share of it."}
+    )
+    mine_max_score: float | None = field(default=None, metadata={"help": "Drop what it gives more than this."})
     corpus: str | None = field(
         default=None, metadata={"help": "A file of documents to mine from. Default: those of the training data."}
     )
@@ -108,10 +117,16 @@ class Arguments(RankingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.mine and (self.mine_scorer, self.mine_margin, self.corpus) != (None, None, None):
-            raise ConfigurationError(
-                "--mine_scorer, --mine_margin and --corpus say how to mine, and nothing is mined: give --mine 4."
-            )
+        how = {name: value for name, value in vars(self).items() if name.startswith("mine_") or name == "corpus"}
+        given = [f"--{name}" for name, value in how.items() if value != getattr(Arguments, name)]
+        if not self.mine and given:
+            raise ConfigurationError(f"{', '.join(given)} say how to mine, and nothing is mined: give --mine 4.")
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """What drops a candidate, as arguments of `mine_hard_negatives`."""
+        names = ("range_min", "range_max", "relative_margin", "max_score")
+        return {name: getattr(self, f"mine_{name}") for name in names}
 
 
 def training_rows(options: Arguments, rows: Dataset, args: TrainingArguments) -> Dataset:
@@ -189,6 +204,7 @@ def with_mined_negatives(options: Arguments, lists: Dataset, args: TrainingArgum
         retriever=options.mine_from,
         scorer=scorer,
         margin=options.mine_margin,
+        limits=options.limits,
         as_tuples=options.in_batch_negatives > 0,
         seed=args.seed,
     )

@@ -31,6 +31,7 @@ from typer.core import TyperCommand
 import cross_trainer
 from cross_trainer.commands.arguments import parse_arguments, read_config
 from cross_trainer.commands.calibrate import calibrate_model
+from cross_trainer.commands.collection import evaluate_collection
 from cross_trainer.commands.evaluate import evaluate_dataset
 from cross_trainer.commands.export import export_folder
 from cross_trainer.commands.mine import mine_file
@@ -40,7 +41,7 @@ from cross_trainer.commands.report import report_dataset
 from cross_trainer.commands.score import WINDOW, score_file
 from cross_trainer.commands.template import show_template
 from cross_trainer.commands.train import GENERAL_DEFAULTS, TrainArguments, train_model
-from cross_trainer.errors import CrossTrainerError
+from cross_trainer.errors import ConfigurationError, CrossTrainerError
 
 HOW_TO_GO_ON = {
     **dict.fromkeys(
@@ -138,7 +139,15 @@ MINING_OPTIONS = [
     _option("max_score", float | None, None, "Drop candidates that score higher."),
     _option("sampling_strategy", str, "top", "top takes the hardest, random draws."),
     _option("output_format", str, "triplet", "triplet, n-tuple, labeled-pair or labeled-list."),
+    _option("output_scores", bool, False, "Write the model's logits as labels, for a student to learn."),
+    _option("retriever", str, "bm25", "bm25, the name of a SentenceTransformer, or bm25+NAME for both."),
     _option("seed", int, 0, "Seed of random sampling."),
+]
+COLLECTION_OPTIONS = [
+    _option("candidates", str, "bm25", "What is re-ranked: a TREC run, bm25, a SentenceTransformer, or bm25+NAME."),
+    _option("top_k", int, 100, "Candidates of a query at most.", min=1),
+    _option("metrics", str | None, None, "Names of ir_measures. Default: nDCG@10 RR@10 AP R@10 R@100."),
+    _option("run", Path | None, None, "A TREC run to write the model's scores to."),
 ]
 
 
@@ -163,8 +172,7 @@ def _top(
 def _log_to_stderr() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("cross_trainer").setLevel(logging.INFO if is_main() else logging.ERROR)
-    for name in ("cross_trainer.data.columns", "bm25s"):  # commands say this in their own words
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("cross_trainer.data.columns").setLevel(logging.WARNING)  # commands say this in their own words
 
 
 @_command(
@@ -276,13 +284,21 @@ def train(ctx: typer.Context) -> None:
 
 
 @_command(
+    *COLLECTION_OPTIONS,
     *MODEL_OPTIONS,
-    example="cross-trainer evaluate output/quora questions.tsv --split test --confidence 0.95 -o metrics.json",
+    example="""cross-trainer evaluate output/quora questions.tsv --split test --confidence 0.95 -o metrics.json
+  cross-trainer evaluate output/rerank --collection data/scifact --candidates bm25 --run reranked.trec""",
 )
 def evaluate(
     model: Annotated[str, typer.Argument(help=f"{MODEL}.")],
-    dataset: Annotated[str, typer.Argument(help=f"{LABELLED}.")],
-    split: Split = "validation",
+    dataset: Annotated[str | None, typer.Argument(help=f"{LABELLED}.", show_default=False)] = None,
+    collection: Annotated[
+        str | None,
+        typer.Option(help="Instead of DATASET: a folder in BEIR's layout, a name of NanoBEIR, or ir_datasets:ID."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="The split to read. Default: validation; of a collection, test or its only one.")
+    ] = None,
     dataset_config: DatasetConfig = None,
     text_columns: Texts = None,
     label_column: LabelColumn = None,
@@ -298,23 +314,45 @@ def evaluate(
     """Measure a model on labelled data; the labels decide which metrics.
 
     0 and 1: average precision, accuracy, F1. Numbers: correlations. Classes: accuracy, F1. Lists of documents: nDCG,
-    MRR, MAP.
+    MRR, MAP. With --collection, the model re-ranks the candidates of a first stage, and both are measured.
     """
     _log_to_stderr()
+    own = {option.name: options.pop(option.name) for option in COLLECTION_OPTIONS}
+    shared: dict[str, Any] = {
+        "confidence": confidence,
+        "output": output,
+        "overwrite": overwrite,
+        "batch_size": batch_size,
+        **options,
+    }
+    of_rows: dict[str, Any] = {"DATASET": dataset, "--dataset-config": dataset_config, "--text-columns": text_columns}
+    of_rows |= {"--label-column": label_column, "--calibration": calibration}
+    if collection is not None:
+        _refuse(of_rows, "say how to read labelled rows, and --collection is none: leave them out.")
+        evaluate_collection(model, collection, split, **own, **shared)
+        return
+    defaults = {option.name: option.default for option in COLLECTION_OPTIONS}
+    changed = {f"--{name.replace('_', '-')}": value for name, value in own.items() if value != defaults[name]}
+    _refuse(changed, "say how to read a --collection, and none is named.")
+    if dataset is None:
+        raise ConfigurationError("There is nothing to evaluate on: name a DATASET or a --collection.")
     evaluate_dataset(
         model,
         dataset,
-        split,
+        "validation" if split is None else split,
         dataset_config,
         text_columns=text_columns,
         label_column=label_column,
-        confidence=confidence,
         calibration=calibration,
-        output=output,
-        overwrite=overwrite,
-        batch_size=batch_size,
-        **options,
+        **shared,
     )
+
+
+def _refuse(options: dict[str, Any], why: str) -> None:
+    """Refuse options that are given and would be ignored."""
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise ConfigurationError(f"{', '.join(given)} {why}")
 
 
 @_command(

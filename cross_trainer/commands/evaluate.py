@@ -80,9 +80,21 @@ def evaluate_dataset(
         return
     _print_metrics(values, len(rows), confidence)
     if output is not None:
-        with replacing(output) as path:
-            defined = {name: None if math.isnan(value) else value for name, value in values.items()}  # JSON has no NaN
-            path.write_text(json.dumps(defined, indent=2) + "\n", encoding="utf-8")
+        write_metrics(output, values)
+
+
+def write_metrics(output: Name, values: Mapping[str, Any]) -> None:
+    """Write metrics, and mappings of metrics, as JSON; one that is undefined becomes null."""
+    with replacing(output) as path:
+        path.write_text(json.dumps(_defined(values), indent=2) + "\n", encoding="utf-8")
+
+
+def _defined(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values without NaN, which JSON doesn't have."""
+    return {
+        name: _defined(value) if isinstance(value, Mapping) else None if math.isnan(value) else value
+        for name, value in values.items()
+    }
 
 
 def measure(

@@ -15,10 +15,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
-import tempfile
-import weakref
-from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -42,7 +38,8 @@ from cross_trainer.data.tables import (
     table_format,
     taking,
 )
-from cross_trainer.data.trec import add_document, check_id, read_run, run_lines
+from cross_trainer.data.texts import TextStore
+from cross_trainer.data.trec import add_document, check_id, next_lower, read_run, run_lines
 from cross_trainer.errors import ConfigurationError, DataError, check_whole, short
 
 if TYPE_CHECKING:
@@ -169,49 +166,6 @@ def choose_text(path: Name, first: Row, asked: str | None, option: str, ids: Col
         raise DataError(f"{path}: {error}") from error
 
 
-class TextStore:
-    """Texts in a temporary file on disk, found by their position, and their ids in memory.
-
-        >>> store = TextStore([("d1", "a cat"), ("d2", "two dogs")])
-        >>> store[store.ids["d2"]]
-        'two dogs'
-
-    Args:
-        entries: The id and the text of each, read once.
-        wanted: The ids to keep. Default: all.
-        kind: What they are, for messages.
-
-    Attributes:
-        ids: The position of each id, in the order read.
-
-    Raises:
-        DataError: An id occurs twice.
-    """
-
-    def __init__(
-        self, entries: Iterable[tuple[str, str]], wanted: Collection[str] | None = None, kind: str = "document"
-    ) -> None:
-        self.ids: dict[str, int] = {}
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the store
-        weakref.finalize(self, self._file.close)
-        self._ends = array("q", [0])
-        for name, text in entries:
-            if wanted is not None and name not in wanted:
-                continue
-            if self.ids.setdefault(name, position := len(self.ids)) != position:
-                raise DataError(f"The {kind} id {name!r} occurs twice. Keep one of its rows.")
-            self._file.write(text.encode())
-            self._ends.append(self._file.tell())
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, position: int) -> str:
-        start, end = self._ends[position : position + 2]
-        self._file.seek(start)
-        return self._file.read(end - start).decode()
-
-
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
@@ -319,13 +273,13 @@ def _rank(
 
 
 def _apart(scores: list[float], logits: Sequence[Any]) -> list[float]:
-    """Scores, best first, that fall wherever logits do, by the last digit of a float64 if need be.
+    """Scores, best first, that fall wherever logits do, by the last digit of a float32 if need be.
 
-    Tools sort a run by its scores alone, and those of high logits are rounded to one number.
+    Tools sort a run by its scores alone, trec_eval in float32, and those of high logits are rounded to one number.
     """
     for place in range(1, len(scores)):
         before = scores[place - 1]
-        highest = math.nextafter(before, -math.inf) if logits[place] < logits[place - 1] else before
+        highest = next_lower(before) if logits[place] < logits[place - 1] else before
         scores[place] = min(scores[place], highest)
     return scores
 

@@ -133,15 +133,15 @@ def read_groups(
     return resolved, found, list(groups.values())
 
 
-def list_schema(query: str, number: pa.DataType) -> pa.Schema:
-    """The columns `(query, documents, labels)`.
+def list_schema(query: str, number: pa.DataType, labels: str = LABELS) -> pa.Schema:
+    """The columns `(query, documents, labels)`, the last one under another name if asked for.
 
     Raises:
         DataError: See `new_schema`.
     """
     import pyarrow as pa
 
-    return new_schema([(query, pa.string()), (DOCUMENTS, pa.list_(pa.string())), (LABELS, pa.list_(number))])
+    return new_schema([(query, pa.string()), (DOCUMENTS, pa.list_(pa.string())), (labels, pa.list_(number))])
 
 
 def new_schema(fields: Sequence[tuple[str, pa.DataType]]) -> pa.Schema:

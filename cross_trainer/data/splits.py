@@ -100,7 +100,7 @@ def load_splits(
         rows = load_table(path, columns)
         splits = _divide(path, rows) if SPLIT_COLUMN in rows.column_names else _as_splits({"train": rows})
     else:
-        splits = _load_from_hub(source, config)
+        splits = load_from_hub(source, config)
     if "train" not in splits:
         raise DataError(
             f"{source!r} has the splits {list(splits)}, but no 'train'. Call the file of training data train.csv, say."
@@ -131,7 +131,7 @@ def load_split(source: str, split: str, config: str | None = None, columns: Sequ
             return rows
         splits = _divide(path, rows)
     else:
-        splits = _load_from_hub(source, config)
+        splits = load_from_hub(source, config)
     return splits[_choose(source, split, splits)]
 
 
@@ -309,16 +309,22 @@ def _divide(path: Path, rows: Dataset) -> DatasetDict:
     return _as_splits({split: rest.select(chosen) for split, chosen in indices.items()})
 
 
-def _load_from_hub(name: str, config: str | None) -> DatasetDict:
+def load_from_hub(name: str, config: str | None) -> DatasetDict:
+    """A data set on the Hub with all its splits.
+
+    Raises:
+        ConfigurationError: The Hub can't be reached, or has no such data set or configuration.
+    """
     from datasets import load_dataset
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         loaded: DatasetDict = load_dataset(name, config)
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
+    except (OSError, ValueError, HfHubHTTPError) as error:  # a ValueError for names and configurations
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise ConfigurationError(
-            f"{name!r} is neither a file nor a folder, and the Hub can't be reached or doesn't have it "
-            f"({type(error).__name__}). Name a folder or a file; the recipes also have --demo, which needs neither."
+            f"{name!r} is neither a file nor a folder, and the Hub can't be reached or doesn't have it ({reason}). "
+            "Name a folder or a file; the recipes also have --demo, which needs neither."
         ) from error
     return loaded
 

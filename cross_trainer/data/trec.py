@@ -130,6 +130,39 @@ def read_qrels(path: str | PathLike[str]) -> dict[str, dict[str, int]]:
     return qrels
 
 
+def next_lower(score: float) -> float:
+    """The next lower score that trec_eval can tell from a score: it reads them in float32.
+
+    >>> next_lower(1.0)
+    0.99999994
+    """
+    import numpy as np
+
+    return float(str(np.nextafter(np.float32(score), np.float32(-np.inf))))
+
+
+def as_ranked(scores: Mapping[str, float]) -> dict[str, float]:
+    """The documents of a query in the order in which trec_eval ranks them, with scores that no tool can take for equal.
+
+        >>> as_ranked({"d1": 0.5, "d2": 0.75, "d3": 0.5})
+        {'d2': 0.75, 'd3': 0.5, 'd1': 0.49999997}
+
+    trec_eval orders by scores in float32 and equal ones by id, the highest id first; other tools have other rules. So a
+    score that isn't below the one before it becomes the next lower float32.
+
+    Args:
+        scores: Document id to score, a finite float32.
+    """
+    import numpy as np
+
+    ranked: dict[str, float] = {}
+    last = math.inf
+    for name in sorted(scores, key=lambda name: (np.float32(scores[name]), name), reverse=True):
+        last = scores[name] if np.float32(scores[name]) < np.float32(last) else next_lower(last)
+        ranked[name] = last
+    return ranked
+
+
 def check_id(text: object, what: str) -> None:
     """Refuse an id that wouldn't be read back as one field: whitespace separates the fields, and there are no quotes.
 

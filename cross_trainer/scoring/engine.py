@@ -242,9 +242,14 @@ def best_first(scores: NDArray[Any], logits: NDArray[Any], activation: Activatio
     In float32 a sigmoid is 1 from a logit of 17 on. So logits decide where the activation is one of `INCREASING`;
     elsewhere scores do, and logits between equal scores.
     """
-    if type(activation) in INCREASING or activation in INCREASING:
+    if activation is not None and keeps_order(activation):
         return np.argsort(-logits, kind="stable")
     return np.lexsort((-logits, -scores))
+
+
+def keeps_order(activation: Activation) -> bool:
+    """Whether an activation is known to give a higher logit no lower score: one of `INCREASING`."""
+    return type(activation) in INCREASING or activation in INCREASING
 
 
 def identity(values: Any) -> Any:

@@ -29,6 +29,7 @@ from transformers import TrainingArguments
 
 import cross_trainer
 from cross_trainer.data.collator import PairCollator, flat_pairs, read_texts
+from cross_trainer.data.collections import Collection
 from cross_trainer.data.columns import Columns, Rows, as_mapping, is_stream, iterate
 from cross_trainer.data.pairs import Pair, encode_pairs
 from cross_trainer.data.survey import Survey, text_lengths
@@ -37,6 +38,7 @@ from cross_trainer.execution.shown import run_usage
 from cross_trainer.metrics.pairs import BinaryMetrics, CorrelationMetrics, MulticlassMetrics, MultilabelMetrics
 from cross_trainer.metrics.plots import Picture, Task, evaluation_pictures, learning_curve
 from cross_trainer.metrics.rankings import RankingMetrics
+from cross_trainer.metrics.runs import RunMetrics
 from cross_trainer.saved.card import (
     FIGURES,
     MOST_COUNTS,
@@ -53,7 +55,7 @@ MOST_ROWS = 100_000  # of an evaluation, whose logits are kept for pictures
 MOST_BOOTSTRAPPED = 5_000  # rows of a set whose intervals are computed for the card
 RESAMPLED_ROWS = 1_000_000  # of all draws together, which take a second or two
 MEASURED_PAIRS = 1_000  # whose tokens are counted
-BOOTSTRAPPED = (BinaryMetrics, CorrelationMetrics, MulticlassMetrics, MultilabelMetrics, RankingMetrics)
+BOOTSTRAPPED = (BinaryMetrics, CorrelationMetrics, MulticlassMetrics, MultilabelMetrics, RankingMetrics, RunMetrics)
 CONFIDENCE = 0.95
 CUT = 120  # characters of an example
 PERCENTILES = (0, 25, 50, 75, 95, 100)
@@ -256,6 +258,8 @@ class RunRecord:
 
 def source_facts(dataset: Rows, name: str) -> DataFacts:
     """Where a data set comes from, as far as it knows: its id on the Hub or its file's name, and its split."""
+    if isinstance(dataset, Collection):
+        return DataFacts(dataset.name, 0)
     info, split = getattr(dataset, "info", None), getattr(dataset, "split", None)
     files = list(getattr(info, "download_checksums", None) or {})
     split_name = None if split is None else str(split)

@@ -35,6 +35,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from cross_trainer.data.collator import PairCollator
+from cross_trainer.data.collections import Collection
 from cross_trainer.data.columns import (
     NUM_RELEVANT,
     Columns,
@@ -46,11 +47,13 @@ from cross_trainer.data.columns import (
 )
 from cross_trainer.data.pairs import check_truncation, padding_id
 from cross_trainer.data.survey import Limits, Survey, check_classes, check_range, survey
+from cross_trainer.data.trec import as_ranked
 from cross_trainer.errors import ConfigurationError
 from cross_trainer.execution.padding_free import padding_free_obstacle
 from cross_trainer.execution.token_budget import CPU_TOKENS
 from cross_trainer.metrics.pairs import binary_metrics, correlation_metrics, multiclass_metrics, multilabel_metrics
 from cross_trainer.metrics.rankings import ranking_metrics
+from cross_trainer.metrics.runs import RunMetrics
 from cross_trainer.saved.adapters import Adapter
 from cross_trainer.saved.folder import (
     describe_reading,
@@ -104,6 +107,7 @@ class DataPlan:
         metrics: What fits its labels, or what was given; None where nothing can be measured.
         limits: What labels the loss can be computed on; None for any.
         dataset: The data set itself.
+        has_loss: Whether the loss can be computed on it: not on a `Collection`, most of whose labels nobody gave.
     """
 
     columns: Columns
@@ -111,6 +115,7 @@ class DataPlan:
     metrics: Metrics | None
     limits: Limits | None
     dataset: Rows = field(repr=False, compare=False)
+    has_loss: bool = True
 
 
 @dataclass(frozen=True)
@@ -199,6 +204,10 @@ class Plan:
         return self._data_plan(dataset, columns, labels)
 
     def _data_plan(self, dataset: Rows, columns: Columns, labels: Survey) -> DataPlan:
+        if isinstance(dataset, Collection):
+            check_collection(dataset, self.num_labels, self.collator)
+            metrics = collection_metrics(dataset) if self.chose_metrics else self.metrics
+            return DataPlan(columns, labels, metrics, None, dataset, has_loss=False)
         by_name = self.num_labels > 1 and labels.kind != "multi" and labels.class_names is not None
         columns = dataclasses.replace(
             columns,
@@ -424,6 +433,8 @@ def default_collator(
 
 def _look_at(dataset: Rows, collator: Any, config: Any, trained: Columns | None = None) -> tuple[Columns, Survey]:
     """Columns of a data set and what reading it found; of a stream, the first rows are read."""
+    if isinstance(dataset, Collection):
+        return dataset.columns, survey(dataset, dataset.columns)
     rows = list(itertools.islice(iter(dataset), STREAM_SAMPLE)) if is_stream(dataset) else dataset
     first = first_row(rows)
     if not isinstance(collator, PairCollator) and "input_ids" not in first:
@@ -638,6 +649,24 @@ def choose_metrics(
     if config.num_labels > 1:
         return multiclass_metrics(names=_label_names(config))
     return binary_metrics() if found.kind == "binary" else correlation_metrics(activation=activation)
+
+
+def collection_metrics(collection: Collection, confidence: float | None = None) -> RunMetrics:
+    """The metrics of a judged collection, of scores [G, D] of its rows."""
+    measures, candidates = collection.measures, collection.candidates
+    return RunMetrics(collection.qrels, candidates, measures, as_ranked, confidence=confidence)
+
+
+def check_collection(collection: Collection, num_labels: int, collator: Any) -> None:
+    """Check that a model gives a collection's documents the one score that they are ranked by.
+
+    Raises:
+        ConfigurationError: It doesn't.
+    """
+    if num_labels != 1:
+        raise ConfigurationError(f"{collection} is ranked by one score, and the model has num_labels={num_labels}.")
+    if not isinstance(collator, PairCollator):
+        raise ConfigurationError(f"{collection} holds texts, which a PairCollator reads: data_collator={collator!r}.")
 
 
 def label_limits(loss: Callable[..., Any] | None, found: Survey, num_labels: int) -> Limits | None:

@@ -86,7 +86,8 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         train_dataset: Rows of any shape that `cross_trainer.data.columns` knows, from a `Dataset`, an
             `IterableDataset`, a torch `Dataset` or a list. Of a `DatasetDict` the split "train" is taken, and
             "validation" where `eval_dataset` isn't given.
-        eval_dataset: Likewise, or a mapping from names to data sets.
+        eval_dataset: Likewise, or a `Collection`, or a mapping from names to data sets. A collection has metrics and no
+            loss.
         processing_class: The tokenizer. Default: the collator's, else the one saved with the model.
         compute_loss_func: A loss of `cross_trainer.training.losses`, or any callable `(outputs, labels,
             num_items_in_batch)`.
@@ -204,6 +205,7 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         self._hashed: Fingerprints | None = None  # of the rows trained on
         self._source = {**source_of(model_kwargs), "local_files_only": True}
         self._planned: DataPlan | None = None  # of the rows that are being loaded
+        self._has_loss = True  # of the rows that are being evaluated
         if model is not None and (train_dataset is not None or eval_dataset is not None):
             self.plan = self._plan_for(model, train_dataset, eval_dataset)
         if isinstance(model, str):
@@ -650,10 +652,12 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         """Predict all rows in order, with the loss of all rows at once; random numbers go on as if nothing had run."""
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         keep_random_state = contextlib.nullcontext() if self.is_in_train else torch.random.fork_rng(devices)
-        at_once = self._loss_of_all_rows
+        planned = self._planned_loaders.get(dataloader)
+        has_loss = planned is None or planned.has_loss
+        at_once = has_loss and self._loss_of_all_rows
         loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
         metrics = None if loss_only else self.compute_metrics
-        with keep_random_state, self._without_padding(), replaced(self, compute_metrics=metrics):
+        with keep_random_state, self._without_padding(), replaced(self, compute_metrics=metrics, _has_loss=has_loss):
             output = super().evaluation_loop(
                 dataloader, description, loss_only and not at_once, ignore_keys, metric_key_prefix
             )
@@ -664,7 +668,6 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
             assert output.metrics is not None
             loss = self.compute_loss_func(logits, torch.from_numpy(labels)).item()
             output.metrics[f"{metric_key_prefix}_loss"] = loss
-        planned = self._planned_loaders.get(dataloader)
         if planned is not None and labels is not None and self.is_world_process_zero():
             best = self.state.best_global_step
             self._record.keep(metric_key_prefix, planned, output, metrics, self._model_step, best)
@@ -695,7 +698,8 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         batch = inputs
         given = {name: inputs.get(name) for name in (*_NOT_FOR_MODELS, "labels")}
         labels = given["labels"]
-        if self._loss_of_all_rows and labels is not None and "loss" not in self.args.include_for_metrics:
+        without = self._loss_of_all_rows and "loss" not in self.args.include_for_metrics
+        if labels is not None and (without or not self._has_loss):
             inputs = {name: value for name, value in inputs.items() if name != "labels"}
         forward: Any = model
         if self._budget is not None:

@@ -238,7 +238,7 @@ def confident(tmp_path):
 
 @pytest.mark.parametrize("name", ["out.trec", "out.jsonl"])
 def test_scores_rounded_to_one_number_keep_their_order(tmp_path, confident, search, name):
-    """A run is sorted by its scores alone, so they differ there in the last digit of a float64."""
+    """A run is sorted by its scores alone, by trec_eval in float32, so they differ there in the last digit of that."""
     run("rank", *search, "-o", tmp_path / name, "-m", confident)
     encoder = CrossEncoder(confident)
     if name == "out.trec":
@@ -250,10 +250,10 @@ def test_scores_rounded_to_one_number_keep_their_order(tmp_path, confident, sear
         pairs = [(query["text"], row["text"]) for row in CORPUS]
         logits = dict(zip((row["id"] for row in CORPUS), encoder.predict(pairs, activation="logits"), strict=True))
         assert list(found[query["id"]]) == sorted(logits, key=lambda name: (-logits[name], name))
-        assert {np.float32(score) for score in found[query["id"]].values()} == {np.float32(1)}
         scores = list(found[query["id"]].values())
+        assert min(scores) >= 1 - 1e-5
         assert scores == sorted(scores, reverse=True)
-        assert len(set(scores)) == (len(set(logits.values())) if name == "out.trec" else 1)
+        assert len(set(map(np.float32, scores))) == (len(set(logits.values())) if name == "out.trec" else 1)
 
 
 @pytest.mark.parametrize("top_k", [0, -1, 1.5])

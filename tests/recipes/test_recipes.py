@@ -26,6 +26,7 @@ from cross_trainer import (
     KLDivergenceLoss,
     MarginMSELoss,
     MissingDependencyError,
+    MSELoss,
 )
 from cross_trainer.commands.arguments import parse_arguments
 from cross_trainer.data.trec import read_qrels, read_run
@@ -548,29 +549,51 @@ def test_distill_by_lists_needs_no_label_and_heeds_the_temperature(tmp_path, rec
 def test_teacher_scores_are_computed_once_for_a_teacher_and_its_documents(tmp_path, monkeypatch, teacher):
     monkeypatch.syspath_prepend(str(RECIPES))
     distill = importlib.import_module("distill")
-    monkeypatch.setattr(distill, "PAIRS_PER_FILE", 8)
+    monkeypatch.setattr(distill, "WINDOW", 8)
     pairs = [(row["query"], row["document"]) for row in PAIRS[:20]]
     encoder = CrossEncoder(teacher)
-    first = distill.Teacher(encoder, tmp_path).score(pairs)
+    first = distill.Teacher(encoder, teacher, tmp_path).score(pairs)
     assert np.allclose(first, CrossEncoder(teacher).predict(pairs, activation="logits"), atol=1e-5)
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.glob("*/scores-*.npy"))) == 3
 
     asked = []
     predict = CrossEncoder.predict
     monkeypatch.setattr(
         CrossEncoder, "predict", lambda self, rows, **options: asked.append(len(rows)) or predict(self, rows, **options)
     )
-    again = distill.Teacher(CrossEncoder(teacher), tmp_path).score(pairs)
+    again = distill.Teacher(CrossEncoder(teacher), teacher, tmp_path).score(pairs)
     assert (again.tolist(), asked) == (first.tolist(), [])
-    next(tmp_path.iterdir()).unlink()  # as if it had been interrupted
-    distill.Teacher(encoder, tmp_path).score(pairs)
-    assert len(asked) == 1
-    distill.Teacher(encoder, tmp_path).score([*pairs[:8], *pairs[9:]])
-    assert asked[1:] == [8, 3]
+    next(tmp_path.glob("*/scores-*1.npy")).unlink()  # as if it had been interrupted
+    assert distill.Teacher(encoder, teacher, tmp_path).score(pairs).tolist() == first.tolist()
+    assert asked == [8]
+    distill.Teacher(encoder, teacher, tmp_path).score([*pairs[:8], *pairs[9:]])
+    assert asked[1:] == [8, 8, 3]
     with torch.no_grad():
         encoder.model.classifier.weight.add_(1.0)
-    distill.Teacher(encoder, tmp_path).score(pairs)
-    assert asked[3:] == [8, 8, 4]
+    encoder.save_pretrained(tmp_path / "other")
+    other = distill.Teacher(encoder, str(tmp_path / "other"), tmp_path / "scores").score(pairs)
+    assert asked[4:] == [8, 8, 4]
+    assert not np.allclose(other, first)
+
+
+def test_distill_teaches_scores_one_by_one(tmp_path, recipe, teacher):
+    lonely = [{"query": "how", "documents": ["a dog"]}]
+    unlabelled = [{"query": row["query"], "documents": row["documents"]} for row in LISTS]
+    data = write(tmp_path / "data", [*lonely, *unlabelled], validation=LISTS)
+    options = ["--dataset", data, "--teacher", teacher, "--loss", "MSELoss", "--layers", "1"]
+    trainer = recipe("distill", tmp_path / "output", *options, *SHORT)
+    assert trainer.compute_loss_func == MSELoss(activation="identity")
+    assert [len(row) for row in trainer.train_dataset["labels"]] == [1, *(len(row["documents"]) for row in LISTS)]
+    row = trainer.train_dataset[1]
+    pairs = [(row["query"], document) for document in row["documents"]]
+    assert row["labels"] == pytest.approx(CrossEncoder(teacher).predict(pairs, activation="logits").tolist(), abs=1e-5)
+    collated = trainer.data_collator([trainer.train_dataset[0], row])
+    read = {name: collated[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    logits = trainer.model.eval()(**read)
+    labels = torch.tensor([*trainer.train_dataset[0]["labels"], *row["labels"]])
+    assert trainer.compute_loss_func(logits, collated["labels"]).item() == pytest.approx(
+        (logits.logits[:, 0] - labels).square().mean().item(), rel=1e-5
+    )
 
 
 def test_what_distill_needs_is_said(tmp_path, capsys, recipe, teacher):
@@ -600,7 +623,7 @@ def test_the_demo_ranks_synthetic_lists(tmp_path, monkeypatch, capsys, recipe, n
     if name == "distill":
         assert "Demo: no pretrained cross-encoder is at hand" in printed
         assert "cut to its first 1 layers" in printed
-        assert len(list((tmp_path / "teacher_scores").iterdir())) == 3
+        assert len(list((tmp_path / "teacher_scores").glob("*/scores-*.npy"))) == 3
 
 
 def test_two_processes_evaluate_as_one(tmp_path, capsys, recipe, pretrained):

@@ -25,6 +25,8 @@ from cross_trainer import (
     ConfigurationError,
     CrossEncoder,
     DataError,
+    DenseRetriever,
+    HybridRetriever,
     MinedNegatives,
     MiningStatistics,
     MissingDependencyError,
@@ -775,7 +777,7 @@ CONFIGURATIONS = {
         {"output_format": "pairs"},
         r"output_format='pairs': expected one of 'triplet', 'n-tuple', 'labeled-pair'",
     ),
-    "retriever": ({"retriever": "dense"}, r"retriever='dense': expected 'bm25' or a callable"),
+    "retriever": ({"retriever": 7}, r"retriever=7: expected 'bm25', the name of a SentenceTransformer"),
     "no corpus": (
         {"corpus": None, "retriever": Ranking()},
         r"A retriever of your own returns indices into a corpus: pass",
@@ -1035,3 +1037,67 @@ def test_lists_of_numpy_are_mined():
         table.to_pandas(),
     ):
         assert mine_hard_negatives(dataset, num_negatives=1).dataset[:] == expected
+
+
+# -- a teacher's scores, and vectors -----------------------------------------------------------------------------------
+
+
+def test_scores_are_kept_for_a_student():
+    rows, corpus = [("q", "good"), ("q", "best")], ["a", "b", "c", "good"]
+    scorer = Scores(good=2.0, best=3.5, a=1.5, b=-0.5, c=0.25)
+    options = {"retriever": Ranking(q=[0, 1, 2, 3]), "scorer": scorer, "num_negatives": 2, "output_scores": True}
+    found = {
+        each: mine_hard_negatives(rows, corpus, output_format=each, **options).dataset[:]
+        for each in ("triplet", "n-tuple", "labeled-pair", "labeled-list")
+    }
+    assert found["triplet"]["negative"] == ["a", "c", "a", "c"]
+    assert found["triplet"]["scores"] == [[2.0, 1.5], [2.0, 0.25], [3.5, 1.5], [3.5, 0.25]]
+    assert found["n-tuple"]["scores"] == [[2.0, 1.5, 0.25], [3.5, 1.5, 0.25]]
+    assert (found["labeled-pair"]["text_2"], found["labeled-pair"]["score"]) == (
+        ["good", "best", "a", "c"],
+        [2.0, 3.5, 1.5, 0.25],
+    )
+    assert found["labeled-list"]["scores"] == [[2.0, 3.5, 1.5, 0.25]]
+    plain = mine_hard_negatives(rows, corpus, output_format="triplet", **{**options, "output_scores": False}).dataset
+    assert plain.column_names == ["text_1", "text_2", "negative"]
+    with pytest.raises(ConfigurationError, match="output_scores=True keeps scores, and there is no scorer"):
+        mine_hard_negatives(rows, corpus, **{**options, "scorer": None})
+
+
+def test_kept_scores_of_a_model_are_its_logits_and_teach_one():
+    encoder = CrossEncoder(build_model(), tokenizer=build_tokenizer())
+    rows = [(query, SENTENCES[place - 1]) for place, query in enumerate(SENTENCES)]
+    options = {"num_negatives": 2, "output_format": "n-tuple", "output_scores": True}
+    found = mine_hard_negatives(
+        rows, SENTENCES, retriever=lambda queries, k: [range(k)] * len(queries), scorer=encoder.predict, **options
+    )
+    mined = found.dataset
+    assert len(mined) == 12
+    for row in mined:
+        texts = [row[name] for name in ("text_2", "negative", "negative_2")]
+        logits = encoder.predict([(row["text_1"], text) for text in texts], activation="logits")
+        assert row["scores"] == pytest.approx(logits.tolist(), abs=1e-5)
+    found = resolve_columns(mined)
+    assert (found.shape, found.label) == ("tuple", "scores")
+
+
+def test_negatives_are_found_by_vectors_and_by_both():
+    letters = DenseRetriever(lambda texts: [[text.count(each) for each in "abc"] for text in texts])
+    rows, corpus = [("aab", "a b")], ["aaaa", "bb", "c aab", "ccc"]
+    dense = mine_hard_negatives(rows, corpus, retriever=letters, num_negatives=2)
+    assert dense.dataset["negative"][:] == ["aaaa", "c aab"]
+    limited = mine_hard_negatives(rows, corpus, retriever=letters, scorer=letters.score, max_score=6, num_negatives=2)
+    assert limited.dataset["negative"][:] == ["c aab", "bb"]
+    both = mine_hard_negatives(rows, corpus, retriever=HybridRetriever(("bm25", letters)), num_negatives=1)
+    assert both.dataset["negative"][:] == ["c aab"]
+    assert mine_hard_negatives([("aab", "a b"), ("c", "cc")], retriever=letters, num_negatives=1).statistics.taken == 2
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 256])
+def test_fused_negatives_depend_on_no_batch(batch_size):
+    rows = [(query, SENTENCES[place - 1]) for place, query in enumerate(SENTENCES)] + [(SENTENCES[0], SENTENCES[5])]
+    letters = DenseRetriever(lambda texts: [[text.count(each) for each in "aeinos"] for text in texts])
+    retriever = HybridRetriever(("bm25", letters), depth=8)
+    options = {"retriever": retriever, "num_negatives": 2, "range_max": 3}
+    found = mine_hard_negatives(rows, batch_size=batch_size, **options).dataset
+    assert found[:] == mine_hard_negatives(rows, batch_size=5, **options).dataset[:]

@@ -32,6 +32,7 @@ from cross_trainer.saved.folder import complete_folder, write_trained_rows
 from cross_trainer.saved.hub import fetch_card
 from cross_trainer.saved.loading import load_trained_rows
 from cross_trainer.saved.readme import Readme
+from cross_trainer.training.checkpoints import begin_checkpoint
 from cross_trainer.training.facts import RunRecord
 from cross_trainer.training.hub import HUB_ERRORS, say_not_uploaded, watch_uploads
 from cross_trainer.training.plan import Plan
@@ -54,6 +55,7 @@ class SavingTrainer(TrainerSeams):
     _fingerprints: bool
     _recorder: Recorder | None  # of a stream
     _hashed: Fingerprints | None  # of mapped rows
+    _trained_before: Fingerprints | None  # of the checkpoint that training goes on from
     _source: dict[str, Any]
 
     @property
@@ -75,10 +77,10 @@ class SavingTrainer(TrainerSeams):
         if not (begun or self.state.global_step) or self.plan is None or not self._fingerprints:
             return joined(earlier)
         if self._recorder is not None:
-            return joined(earlier, self._recorder.fingerprints())
+            return joined(earlier, self._trained_before, self._recorder.fingerprints())
         if self._hashed is None and self.train_dataset is not None and isinstance(self.data_collator, PairCollator):
             self._hashed = fingerprints_of(self.train_dataset, self.plan.columns)
-        return joined(earlier, self._hashed)
+        return joined(earlier, self._trained_before, self._hashed)
 
     @property
     def _model_step(self) -> int:
@@ -130,6 +132,11 @@ class SavingTrainer(TrainerSeams):
             yield
         if self.args.should_save:
             complete_weights(model, self._output_dir if folder is None else folder, state, self._saves_checkpoint)
+
+    def checkpoint_begins(self, folder: str) -> None:
+        """Let a checkpoint of an earlier run that is written again not pass for whole meanwhile."""
+        if self.args.should_save:
+            begin_checkpoint(folder)
 
     def _complete(self, folder: str, before: Readme | None = None, *, quick: bool) -> None:
         """Write into a saved model's folder what the Trainer doesn't."""

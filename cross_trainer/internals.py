@@ -216,11 +216,12 @@ class TrainerSeams(_Trainer):
         from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
         folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        self.checkpoint_begins(os.path.join(self._get_output_dir(trial=trial), folder))
-        super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
+        with self.checkpointing(os.path.join(self._get_output_dir(trial=trial), folder)):
+            super()._save_checkpoint(model, trial)
 
-    def checkpoint_begins(self, folder: str) -> None:
-        """Called before each checkpoint with the folder that it is written to."""
+    def checkpointing(self, folder: str) -> contextlib.AbstractContextManager[None]:  # noqa: ARG002
+        """The context in which a checkpoint is written to a folder."""
+        return contextlib.nullcontext()
 
     def _save_rng_state(self, output_dir: str) -> None:
         """What each process writes last: the main process goes on to `trainer_state.json`, which says all is there."""

@@ -13,7 +13,7 @@ from transformers import Trainer
 import cross_trainer
 
 PACKAGE = Path(cross_trainer.__file__).parent
-HALL = ["errors", "internals", "spellings"]
+HALL = ["errors", "disk", "internals", "spellings"]
 ROOMS = {
     "data": [
         "columns",

@@ -13,6 +13,7 @@ Shapes: D documents of a query.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
@@ -21,7 +22,7 @@ import weakref
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from cross_trainer.commands.partial import PartialScores
 from cross_trainer.commands.processes import on_main
@@ -43,6 +44,7 @@ from cross_trainer.data.tables import (
     taking,
 )
 from cross_trainer.data.trec import add_document, check_id, read_run, run_lines
+from cross_trainer.disk import check_writable, telling_full
 from cross_trainer.errors import ConfigurationError, DataError, check_whole, short
 
 if TYPE_CHECKING:
@@ -108,6 +110,7 @@ def rank_files(
     form, partial = _ranking_format(output, form), PartialScores(f"{output}.partial")
     if not on_main(partial.folder.exists):
         on_main(lambda: check_output(output, overwrite))
+    on_main(lambda: check_writable(output))
     asked = TextStore(_identified(queries, query_id, query_text, "query"), kind="query")
     wanted = None if candidates is None else _read_candidates(Path(candidates), asked.ids)
     named = None if wanted is None else set(itertools.chain.from_iterable(wanted.values()))
@@ -186,6 +189,7 @@ class TextStore:
 
     Raises:
         DataError: An id occurs twice.
+        DiskFullError: The texts don't fit there.
     """
 
     def __init__(
@@ -193,15 +197,16 @@ class TextStore:
     ) -> None:
         self.ids: dict[str, int] = {}
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the store
-        weakref.finalize(self, self._file.close)
+        weakref.finalize(self, _close, self._file)
         self._ends = array("q", [0])
-        for name, text in entries:
-            if wanted is not None and name not in wanted:
-                continue
-            if self.ids.setdefault(name, position := len(self.ids)) != position:
-                raise DataError(f"The {kind} id {name!r} occurs twice. Keep one of its rows.")
-            self._file.write(text.encode())
-            self._ends.append(self._file.tell())
+        with telling_full(tempfile.gettempdir(), "Free some space, or name another folder with TMPDIR."):
+            for name, text in entries:
+                if wanted is not None and name not in wanted:
+                    continue
+                if self.ids.setdefault(name, position := len(self.ids)) != position:
+                    raise DataError(f"The {kind} id {name!r} occurs twice. Keep one of its rows.")
+                self._file.write(text.encode())
+                self._ends.append(self._file.tell())
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -210,6 +215,11 @@ class TextStore:
         start, end = self._ends[position : position + 2]
         self._file.seek(start)
         return self._file.read(end - start).decode()
+
+
+def _close(file: IO[bytes]) -> None:
+    with contextlib.suppress(OSError):  # what didn't fit is tried again
+        file.close()
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from transformers.trainer_utils import HubStrategy
 
 from cross_trainer.data.collator import PairCollator
 from cross_trainer.data.fingerprints import Fingerprints, Recorder, fingerprints_of, joined
-from cross_trainer.errors import ConfigurationError, UnsupportedModelError
+from cross_trainer.disk import telling_full
+from cross_trainer.errors import ConfigurationError, DiskFullError, UnsupportedModelError
 from cross_trainer.internals import TrainerSeams, replaced
 from cross_trainer.saved.adapters import (
     adapter_folders,
@@ -32,10 +33,15 @@ from cross_trainer.saved.folder import complete_folder, write_trained_rows
 from cross_trainer.saved.hub import fetch_card
 from cross_trainer.saved.loading import load_trained_rows
 from cross_trainer.saved.readme import Readme
-from cross_trainer.training.checkpoints import begin_checkpoint
+from cross_trainer.training.checkpoints import begin_checkpoint, give_up
 from cross_trainer.training.facts import RunRecord
 from cross_trainer.training.hub import HUB_ERRORS, say_not_uploaded, watch_uploads
 from cross_trainer.training.plan import Plan
+
+AFTER_FULL_CHECKPOINT = (
+    "Earlier checkpoints are as they were: free some space, or set save_total_limit, and go on with "
+    "resume_from_checkpoint=True."
+)
 
 
 class SavingTrainer(TrainerSeams):
@@ -105,6 +111,7 @@ class SavingTrainer(TrainerSeams):
         Raises:
             ConfigurationError: The folder can't hold the model, or there are no adapters to merge.
             UnsupportedModelError: The adapters can't be merged.
+            DiskFullError: The disk is full.
         """
         folder = self._output_dir if output_dir is None else output_dir
         is_checkpoint = _internal_call and output_dir is not None
@@ -115,7 +122,8 @@ class SavingTrainer(TrainerSeams):
             check_place(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), folder)
         before = Readme.read(Path(folder, CARD))  # peft writes one of its own
         pushes = self.args.push_to_hub and not _internal_call
-        with replaced(self, _merges=merges, _saves_checkpoint=is_checkpoint):
+        remedy = AFTER_FULL_CHECKPOINT if is_checkpoint else "Free some space, and save it again."
+        with telling_full(folder, remedy), replaced(self, _merges=merges, _saves_checkpoint=is_checkpoint):
             super().save_model(output_dir, True)
             if self.args.should_save:
                 self._complete(folder, before, quick=_internal_call or pushes)
@@ -133,10 +141,21 @@ class SavingTrainer(TrainerSeams):
         if self.args.should_save:
             complete_weights(model, self._output_dir if folder is None else folder, state, self._saves_checkpoint)
 
-    def checkpoint_begins(self, folder: str) -> None:
-        """Let a checkpoint of an earlier run that is written again not pass for whole meanwhile."""
+    @contextlib.contextmanager
+    def checkpointing(self, folder: str) -> Iterator[None]:
+        """Let a checkpoint count as whole only at its end, and leave no part of it where the disk is full.
+
+        Raises:
+            DiskFullError: It is. Earlier checkpoints are as they were.
+        """
         if self.args.should_save:
             begin_checkpoint(folder)
+        try:
+            with telling_full(folder, AFTER_FULL_CHECKPOINT):
+                yield
+        except DiskFullError:
+            give_up(folder)
+            raise
 
     def _complete(self, folder: str, before: Readme | None = None, *, quick: bool) -> None:
         """Write into a saved model's folder what the Trainer doesn't."""

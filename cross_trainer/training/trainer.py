@@ -48,7 +48,7 @@ from cross_trainer.saved.card import never_fatal
 from cross_trainer.saved.loading import load_trained_rows
 from cross_trainer.spellings import REFUSED, TrainerSpellings, check_own_arguments, spelled
 from cross_trainer.training.calibrating import calibrate_on
-from cross_trainer.training.checkpoints import check_complete, last_complete_checkpoint
+from cross_trainer.training.checkpoints import check_complete, check_folders, check_room, last_complete_checkpoint
 from cross_trainer.training.facts import RunRecord
 from cross_trainer.training.losses import logits_of, to_grid
 from cross_trainer.training.plan import DataPlan, Plan, default_collator, load_planned, make_plan, source_of
@@ -158,6 +158,7 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         if isinstance(model, os.PathLike):
             model = os.fspath(model)
         _check_processes(args)
+        check_folders(args)
         self._merges = merge_adapters  # what the next save does
         check_uploads(args, merge_adapters)
         if model_kwargs and not isinstance(model, str):
@@ -447,9 +448,13 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
 
         Raises:
             ConfigurationError: There is none, or the one that was named is only a part.
+            DiskFullError: There is no room for a checkpoint.
         """
-        if not self._merges and self.model is not None:  # a search makes it anew
-            check_place(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), self._output_dir)
+        if self.model is not None:  # a search makes it anew
+            bare = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            check_room(self.args, bare)
+            if not self._merges:
+                check_place(bare, self._output_dir)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self._output_dir)
         if resume_from_checkpoint:

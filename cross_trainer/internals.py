@@ -6,6 +6,7 @@ A release of theirs may change any of them without notice: when one does, this f
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -209,6 +210,23 @@ class TrainerSeams(_Trainer):
     def saving(self, folder: str | None, state: Any) -> contextlib.AbstractContextManager[None]:  # noqa: ARG002
         """The context in which the model is written to a folder; `state` holds all weights, or is None."""
         return contextlib.nullcontext()
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Callbacks are told of a checkpoint once it is there, and not before."""
+        from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+        folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with self.checkpointing(os.path.join(self._get_output_dir(trial=trial), folder)):
+            super()._save_checkpoint(model, trial)
+
+    def checkpointing(self, folder: str) -> contextlib.AbstractContextManager[None]:  # noqa: ARG002
+        """The context in which a checkpoint is written to a folder."""
+        return contextlib.nullcontext()
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """What each process writes last: the main process goes on to `trainer_state.json`, which says all is there."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """The Trainer uploads checkpoints without a public hook, and doesn't say where that fails in the background."""

@@ -13,7 +13,7 @@ from transformers import Trainer
 import cross_trainer
 
 PACKAGE = Path(cross_trainer.__file__).parent
-HALL = ["errors", "internals", "spellings"]
+HALL = ["errors", "disk", "internals", "spellings"]
 ROOMS = {
     "data": [
         "columns",
@@ -63,7 +63,18 @@ ROOMS = {
         "hub",
     ],
     "execution": ["dropout", "attention", "padding_free", "token_budget", "view", "shown"],
-    "training": ["losses", "plan", "sharding", "calibrating", "facts", "hub", "saving", "trainer", "fitting"],
+    "training": [
+        "losses",
+        "plan",
+        "sharding",
+        "calibrating",
+        "checkpoints",
+        "facts",
+        "hub",
+        "saving",
+        "trainer",
+        "fitting",
+    ],
     "scoring": ["engine", "exported", "prepared", "ranking", "saving", "cross_encoder", "choosing", "mining"],
     "commands": [
         "arguments",

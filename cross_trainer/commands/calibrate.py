@@ -17,6 +17,7 @@ from cross_trainer.commands.arguments import name_columns
 from cross_trainer.commands.score import load_encoder, trained_columns
 from cross_trainer.commands.train import check_columns
 from cross_trainer.data.splits import load_split
+from cross_trainer.disk import check_space, check_writable
 from cross_trainer.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -61,14 +62,18 @@ def calibrate_model(
         UnsupportedModelError: The model's logits don't follow from a last linear layer.
         DataError: A row can't be calibrated on, or a notable share was trained on; the message names it.
     """
+    from cross_trainer.saved.adapters import size_of
+
     if not overwrite and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigurationError(f"{output} is there and not empty. Name another folder, or pass --overwrite.")
+    check_writable(output, folder=True)
     if options.get("quantize") is not None:
         raise ConfigurationError(f"--quantize {options['quantize']}: calibrate the model's own weights.")
     columns = name_columns(text_columns, label_column)
     rows = load_split(dataset, split, dataset_config, columns)
     check_columns(dataset, rows, columns, trained_on=trained_columns(model, **options))
     encoder = load_encoder(model, **options)
+    check_space(output, size_of(encoder.model), "The calibrated model")
     found = encoder.calibrate(
         rows,
         threshold,
@@ -77,8 +82,8 @@ def calibrate_model(
         confidence=confidence,
         batch_size=batch_size,
     )
-    encoder.save_pretrained(output)
     typer.echo("\n".join(_table(found, confidence)))
+    encoder.save_pretrained(output)
     typer.echo(f"{found.rows} pairs, on which it was fitted: measure it on others. Saved in {output}")
 
 

@@ -41,7 +41,7 @@ from cross_trainer.commands.report import report_dataset
 from cross_trainer.commands.score import WINDOW, score_file
 from cross_trainer.commands.template import show_template
 from cross_trainer.commands.train import GENERAL_DEFAULTS, TrainArguments, train_model
-from cross_trainer.errors import ConfigurationError, CrossTrainerError
+from cross_trainer.errors import ConfigurationError, CrossTrainerError, DiskFullError
 
 HOW_TO_GO_ON = {
     **dict.fromkeys(
@@ -59,9 +59,14 @@ class _Command(TyperCommand):
         try:
             return super().invoke(ctx)
         except (CrossTrainerError, OSError) as error:
-            if isinstance(error, OSError) and error.filename is None:
+            if isinstance(error, DiskFullError):
+                text = f"{error} {HOW_TO_GO_ON.get(str(ctx.info_name), '')}"
+            elif isinstance(error, CrossTrainerError):
+                text = str(error)
+            elif error.filename is None:
                 raise
-            text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+            else:
+                text = f"{error.filename}: {error.strerror}"
             if is_main():
                 typer.echo(f"error: {' '.join(text.split())}", err=True)
             raise typer.Exit(2) from None

@@ -40,6 +40,7 @@ from cross_trainer.data.tables import (
 )
 from cross_trainer.data.texts import TextStore
 from cross_trainer.data.trec import add_document, check_id, next_lower, read_run, run_lines
+from cross_trainer.disk import check_writable
 from cross_trainer.errors import ConfigurationError, DataError, check_whole, short
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def rank_files(
     form, partial = _ranking_format(output, form), PartialScores(f"{output}.partial")
     if not on_main(partial.folder.exists):
         on_main(lambda: check_output(output, overwrite))
+    on_main(lambda: check_writable(output))
     asked = TextStore(_identified(queries, query_id, query_text, "query"), kind="query")
     wanted = None if candidates is None else _read_candidates(Path(candidates), asked.ids)
     named = None if wanted is None else set(itertools.chain.from_iterable(wanted.values()))

@@ -39,6 +39,7 @@ from cross_trainer.data.tables import (
     read_rows,
     replacing,
 )
+from cross_trainer.disk import check_space, check_writable
 from cross_trainer.errors import ConfigurationError, CrossTrainerError, DataError
 from cross_trainer.saved.folder import find_file, saved_template, saved_text_columns
 
@@ -107,6 +108,8 @@ def score_file(
     def check() -> tuple[str, Found]:
         if not partial.folder.exists():
             check_output(output, overwrite)
+        check_writable(output)
+        check_space(output, 0 if form.compressed else source.stat().st_size // 2, f"What is written of {source}")
         digest = sha256(source)
         trained_on = None if text_columns else trained_columns(model, **options)
         instructed = INSTRUCTION in column_names(source) and takes_instruction(model, **options)

@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from cross_trainer.data.columns import INSTRUCTION, check_text, choose_texts, without_instruction
+from cross_trainer.disk import check_writable, telling_full
 from cross_trainer.errors import ConfigurationError, DataError, short
 
 if TYPE_CHECKING:
@@ -408,18 +409,22 @@ def _widened(name: str, known: pa.DataType | None, group: Sequence[tuple[str, Ro
 
 
 def check_output(path: Name, overwrite: bool) -> None:
-    """Refuse to replace a file without being asked to.
+    """Refuse to replace a file without being asked to, and one that can't be written.
 
     Raises:
-        ConfigurationError: The file exists, and `overwrite` is False.
+        ConfigurationError: The file exists, and `overwrite` is False; or it can't be written there.
     """
     if Path(path).exists() and not overwrite:
         raise ConfigurationError(f"{path} exists. Pass --overwrite to replace it, or name another output.")
+    check_writable(path)
 
 
 @contextlib.contextmanager
 def replacing(path: Name, temporary: Name | None = None) -> Iterator[Path]:
     """A temporary file to write, which replaces `path` when the block ends without an error, and is removed otherwise.
+
+    Raises:
+        DiskFullError: The disk is full.
 
     Args:
         path: The file to replace, in one step. Its folder is made if necessary.
@@ -428,9 +433,10 @@ def replacing(path: Name, temporary: Name | None = None) -> Iterator[Path]:
     written = Path(f"{path}.tmp") if temporary is None else Path(temporary)
     written.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield written
-        with written.open("rb") as file:
-            os.fsync(file.fileno())
+        with telling_full(path):
+            yield written
+            with written.open("rb") as file:
+                os.fsync(file.fileno())
         os.replace(written, path)
     finally:
         written.unlink(missing_ok=True)

@@ -8,14 +8,16 @@ Ids are kept in memory, texts in a temporary file, which any process or thread t
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import tempfile
 import weakref
 from array import array
 from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
-from typing import overload
+from typing import IO, overload
 
+from cross_trainer.disk import telling_full
 from cross_trainer.errors import DataError
 
 
@@ -36,6 +38,7 @@ class TextStore(Sequence[str]):
 
     Raises:
         DataError: An id occurs twice.
+        DiskFullError: The texts don't fit there.
     """
 
     def __init__(
@@ -43,15 +46,16 @@ class TextStore(Sequence[str]):
     ) -> None:
         self.ids: dict[str, int] = {}
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the store
-        weakref.finalize(self, self._file.close)
+        weakref.finalize(self, _close, self._file)
         self._ends = array("q", [0])
-        for name, text in entries:
-            if wanted is not None and name not in wanted:
-                continue
-            if self.ids.setdefault(name, position := len(self.ids)) != position:
-                raise DataError(f"The {kind} id {name!r} occurs twice. Keep one of its rows.")
-            self._ends.append(self._ends[-1] + self._file.write(text.encode()))
-        self._file.flush()
+        with telling_full(tempfile.gettempdir(), "Free some space, or name another folder with TMPDIR."):
+            for name, text in entries:
+                if wanted is not None and name not in wanted:
+                    continue
+                if self.ids.setdefault(name, position := len(self.ids)) != position:
+                    raise DataError(f"The {kind} id {name!r} occurs twice. Keep one of its rows.")
+                self._ends.append(self._ends[-1] + self._file.write(text.encode()))
+            self._file.flush()
 
     @cached_property
     def _bytes(self) -> bytes | mmap.mmap:
@@ -72,3 +76,8 @@ class TextStore(Sequence[str]):
             return [self[place] for place in range(len(self))[position]]
         place = range(len(self))[position]
         return self._bytes[self._ends[place] : self._ends[place + 1]].decode()
+
+
+def _close(file: IO[bytes]) -> None:
+    with contextlib.suppress(OSError):  # what didn't fit is tried again
+        file.close()

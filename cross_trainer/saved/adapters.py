@@ -340,6 +340,12 @@ def is_adapted(model: Any) -> bool:
     return bool(getattr(model, "peft_config", None))
 
 
+def size_of(model: nn.Module) -> int:
+    """Bytes of the weights that saving a model writes: of one with adapters, those that are trained."""
+    adapted = is_adapted(model)
+    return sum(each.nbytes for each in model.parameters() if each.requires_grad or not adapted)
+
+
 def active_adapter(model: Any) -> str:
     """The one adapter that a model computes with.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from cross_trainer.data.pairs import Pair
+from cross_trainer.disk import check_writable, telling_full
 from cross_trainer.errors import ConfigurationError, UnsupportedModelError
 from cross_trainer.execution.shown import run_usage
 from cross_trainer.saved.activation import describe_activation
@@ -99,9 +100,11 @@ def save_for(self: CrossEncoder, folder: str | Path, address: str | None, merge_
     """
     check_has_weights(self, "save_pretrained()")
     _describe(self)
-    write_model(self.model, folder, merge_adapters)
-    for place in [Path(folder)] if merge_adapters else adapter_folders(self.model, folder):
-        _complete(self, place)
+    check_writable(folder, folder=True)
+    with telling_full(folder, "Free some space, and save it again."):
+        write_model(self.model, folder, merge_adapters)
+        for place in [Path(folder)] if merge_adapters else adapter_folders(self.model, folder):
+            _complete(self, place)
     if address is not None:
         with never_fatal(folder):
             _write_card(self, folder, address)

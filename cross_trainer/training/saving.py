@@ -17,7 +17,8 @@ from transformers.trainer_utils import HubStrategy
 
 from cross_trainer.data.collator import PairCollator
 from cross_trainer.data.fingerprints import Fingerprints, Recorder, fingerprints_of, joined
-from cross_trainer.errors import ConfigurationError, UnsupportedModelError
+from cross_trainer.disk import telling_full
+from cross_trainer.errors import ConfigurationError, DiskFullError, UnsupportedModelError
 from cross_trainer.internals import TrainerSeams, replaced
 from cross_trainer.saved.adapters import (
     adapter_folders,
@@ -32,9 +33,15 @@ from cross_trainer.saved.folder import complete_folder, write_trained_rows
 from cross_trainer.saved.hub import fetch_card
 from cross_trainer.saved.loading import load_trained_rows
 from cross_trainer.saved.readme import Readme
+from cross_trainer.training.checkpoints import begin_checkpoint, give_up
 from cross_trainer.training.facts import RunRecord
 from cross_trainer.training.hub import HUB_ERRORS, say_not_uploaded, watch_uploads
 from cross_trainer.training.plan import Plan
+
+AFTER_FULL_CHECKPOINT = (
+    "Earlier checkpoints are as they were: free some space, or set save_total_limit, and go on with "
+    "resume_from_checkpoint=True."
+)
 
 
 class SavingTrainer(TrainerSeams):
@@ -54,6 +61,7 @@ class SavingTrainer(TrainerSeams):
     _fingerprints: bool
     _recorder: Recorder | None  # of a stream
     _hashed: Fingerprints | None  # of mapped rows
+    _trained_before: Fingerprints | None  # of the checkpoint that training goes on from
     _source: dict[str, Any]
 
     @property
@@ -75,10 +83,10 @@ class SavingTrainer(TrainerSeams):
         if not (begun or self.state.global_step) or self.plan is None or not self._fingerprints:
             return joined(earlier)
         if self._recorder is not None:
-            return joined(earlier, self._recorder.fingerprints())
+            return joined(earlier, self._trained_before, self._recorder.fingerprints())
         if self._hashed is None and self.train_dataset is not None and isinstance(self.data_collator, PairCollator):
             self._hashed = fingerprints_of(self.train_dataset, self.plan.columns)
-        return joined(earlier, self._hashed)
+        return joined(earlier, self._trained_before, self._hashed)
 
     @property
     def _model_step(self) -> int:
@@ -103,6 +111,7 @@ class SavingTrainer(TrainerSeams):
         Raises:
             ConfigurationError: The folder can't hold the model, or there are no adapters to merge.
             UnsupportedModelError: The adapters can't be merged.
+            DiskFullError: The disk is full.
         """
         folder = self._output_dir if output_dir is None else output_dir
         is_checkpoint = _internal_call and output_dir is not None
@@ -113,7 +122,8 @@ class SavingTrainer(TrainerSeams):
             check_place(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), folder)
         before = Readme.read(Path(folder, CARD))  # peft writes one of its own
         pushes = self.args.push_to_hub and not _internal_call
-        with replaced(self, _merges=merges, _saves_checkpoint=is_checkpoint):
+        remedy = AFTER_FULL_CHECKPOINT if is_checkpoint else "Free some space, and save it again."
+        with telling_full(folder, remedy), replaced(self, _merges=merges, _saves_checkpoint=is_checkpoint):
             super().save_model(output_dir, True)
             if self.args.should_save:
                 self._complete(folder, before, quick=_internal_call or pushes)
@@ -130,6 +140,22 @@ class SavingTrainer(TrainerSeams):
             yield
         if self.args.should_save:
             complete_weights(model, self._output_dir if folder is None else folder, state, self._saves_checkpoint)
+
+    @contextlib.contextmanager
+    def checkpointing(self, folder: str) -> Iterator[None]:
+        """Let a checkpoint count as whole only at its end, and leave no part of it where the disk is full.
+
+        Raises:
+            DiskFullError: It is. Earlier checkpoints are as they were.
+        """
+        if self.args.should_save:
+            begin_checkpoint(folder)
+        try:
+            with telling_full(folder, AFTER_FULL_CHECKPOINT):
+                yield
+        except DiskFullError:
+            give_up(folder)
+            raise
 
     def _complete(self, folder: str, before: Readme | None = None, *, quick: bool) -> None:
         """Write into a saved model's folder what the Trainer doesn't."""

@@ -17,12 +17,10 @@ import functools
 import gc
 import inspect
 import itertools
-import json
 import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -33,8 +31,7 @@ from accelerate.utils import broadcast_object_list, gather_object  # type: ignor
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from cross_trainer.data.collator import NUM_DOCUMENTS, ROW_NUMBERS, PairCollator
 from cross_trainer.data.columns import IGNORED_LABEL, NUM_RELEVANT, Columns, Rows, is_stream
@@ -48,8 +45,10 @@ from cross_trainer.internals import mark_unprepared, replaced
 from cross_trainer.saved.adapters import check_place
 from cross_trainer.saved.calibration import Calibration
 from cross_trainer.saved.card import never_fatal
+from cross_trainer.saved.loading import load_trained_rows
 from cross_trainer.spellings import REFUSED, TrainerSpellings, check_own_arguments, spelled
 from cross_trainer.training.calibrating import calibrate_on
+from cross_trainer.training.checkpoints import check_complete, check_folders, check_room, last_complete_checkpoint
 from cross_trainer.training.facts import RunRecord
 from cross_trainer.training.losses import logits_of, to_grid
 from cross_trainer.training.plan import DataPlan, Plan, default_collator, load_planned, make_plan, source_of
@@ -160,6 +159,7 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         if isinstance(model, os.PathLike):
             model = os.fspath(model)
         _check_processes(args)
+        check_folders(args)
         self._merges = merge_adapters  # what the next save does
         check_uploads(args, merge_adapters)
         if model_kwargs and not isinstance(model, str):
@@ -203,6 +203,7 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         self._fingerprints = fingerprints
         self._recorder: Recorder | None = None  # of a stream
         self._hashed: Fingerprints | None = None  # of the rows trained on
+        self._trained_before: Fingerprints | None = None  # by the checkpoint that training goes on from
         self._source = {**source_of(model_kwargs), "local_files_only": True}
         self._planned: DataPlan | None = None  # of the rows that are being loaded
         self._has_loss = True  # of the rows that are being evaluated
@@ -448,12 +449,19 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         """Train; `resume_from_checkpoint=True` goes on from the newest checkpoint that was written to its end.
 
         Raises:
-            ConfigurationError: There is none.
+            ConfigurationError: There is none, or the one that was named is only a part.
+            DiskFullError: There is no room for a checkpoint.
         """
-        if not self._merges and self.model is not None:  # a search makes it anew
-            check_place(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), self._output_dir)
+        if self.model is not None:  # a search makes it anew
+            bare = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            check_room(self.args, bare)
+            if not self._merges:
+                check_place(bare, self._output_dir)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self._output_dir)
+        if resume_from_checkpoint:
+            check_complete(resume_from_checkpoint)
+        self._trained_before = load_trained_rows(resume_from_checkpoint, {}) if resume_from_checkpoint else None
         self._record.evaluations.clear()  # steps are counted anew
         if self.is_world_process_zero():
             with never_fatal(self._output_dir):
@@ -835,28 +843,6 @@ def _shown(numbers: list[int]) -> str:
     """Row numbers in a message, those that are known."""
     known = ", ".join(str(number) for number in numbers if number >= 0)
     return known if len(known) <= 400 else known[:400] + ", ..."
-
-
-def last_complete_checkpoint(folder: str | Path) -> str:
-    """The newest checkpoint in a folder whose `trainer_state.json`, which is written last, can be read.
-
-    Raises:
-        ConfigurationError: There is none.
-    """
-    checkpoints = Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-    numbered = [
-        (int(path.name.rsplit("-", 1)[1]), path) for path in checkpoints if path.name.rsplit("-", 1)[1].isdigit()
-    ]
-    for _, path in sorted(numbered, reverse=True):
-        try:
-            json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            logger.warning("Checkpoint %s was not written to its end. Going back to an older one.", path)
-            continue
-        return str(path)
-    raise ConfigurationError(
-        f"No complete checkpoint in {str(folder)!r} to resume from. Start without resume_from_checkpoint."
-    )
 
 
 def _split(splits: Mapping[str, Rows], name: str) -> Rows:

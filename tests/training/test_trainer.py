@@ -42,7 +42,7 @@ from cross_trainer import (
     PairCollator,
 )
 from cross_trainer.errors import NotFiniteError
-from cross_trainer.training.trainer import last_complete_checkpoint
+from cross_trainer.training.checkpoints import last_complete_checkpoint
 
 
 def arguments(folder, **options):

@@ -227,6 +227,7 @@ def main() -> None:
         compute_metrics=ranking_metrics(),
         padding_free=options.padding_free,
         max_tokens=options.max_tokens,
+        **options.adapters(),
     )
 
     # 5. Rank by the teacher and by the untrained student, train, and rank again.

@@ -89,7 +89,7 @@ class Arguments(RankingArguments):
         super().__post_init__()
         if self.temperature != 1 and self.loss != "KLDivergenceLoss":
             raise ConfigurationError(
-                "--temperature is an option of KLDivergenceLoss, the other losses have none: give --loss KLDivergenceLoss."
+                "--temperature is for KLDivergenceLoss, the other losses have none: give --loss KLDivergenceLoss."
             )
 
 
@@ -235,6 +235,7 @@ def main() -> None:
         compute_metrics=ranking_metrics(),
         padding_free=options.padding_free,
         max_tokens=options.max_tokens,
+        **options.adapters(),
     )
 
     # 5. Rank by the teacher and by the untrained student, train, and rank again.

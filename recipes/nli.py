@@ -67,6 +67,7 @@ def main() -> None:
         data_collator=collator,
         padding_free=options.padding_free,
         max_tokens=options.max_tokens,
+        **options.adapters(),
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
 

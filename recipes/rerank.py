@@ -265,6 +265,7 @@ def main() -> None:
         compute_metrics=ranking_metrics(relevance_threshold=threshold),
         padding_free=options.padding_free,
         max_tokens=options.max_tokens,
+        **options.adapters(),
     )
 
     # 6. Rank by a first stage and by the untrained model, train, and rank again.

@@ -67,6 +67,7 @@ ROOMS = {
         "losses",
         "plan",
         "sharding",
+        "adapting",
         "calibrating",
         "checkpoints",
         "facts",

@@ -41,10 +41,50 @@ class RecipeArguments:
     max_length: int | None = field(default=None, metadata={"help": "Tokens of a pair at most. Default: the model's."})
     max_tokens: int | None = field(default=None, metadata={"help": "Tokens of a forward pass at most; same gradient."})
     padding_free: bool = field(default=True, metadata={"help": "Compute no padding in the transformer layers."})
+    lora: bool = field(
+        default=False,
+        metadata={"help": "Freeze the model; train a LoRA and the head. It takes about ten times the learning rate."},
+    )
+    lora_r: int | None = field(default=None, metadata={"help": "Rank of the LoRA. Default: 16."})
+    lora_alpha: float | None = field(default=None, metadata={"help": "Its weight times its rank. Default: twice that."})
+    lora_dropout: float | None = field(default=None, metadata={"help": "Dropout before it. Default: 0.05."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "The layers that it is put on. Default: all-linear, without the head."}
+    )
+    merge_adapters: bool = field(
+        default=False, metadata={"help": "Save the model whole, with the adapter in its weights."}
+    )
 
     def columns(self) -> tuple[str, ...] | None:
         """The columns asked for, as `PairCollator` takes them."""
         return name_columns(self.text_columns, self.label_column)
+
+    def lora_settings(self) -> dict[str, Any]:
+        """What `--lora` asks for, by the names of `peft.LoraConfig`."""
+        rank = 16 if self.lora_r is None else self.lora_r
+        targets: Any = self.lora_target_modules
+        return {
+            "r": rank,
+            "lora_alpha": 2 * rank if self.lora_alpha is None else self.lora_alpha,
+            "lora_dropout": 0.05 if self.lora_dropout is None else self.lora_dropout,
+            "target_modules": "all-linear" if targets in (None, ["all-linear"]) else targets,
+        }
+
+    def adapters(self) -> dict[str, Any]:
+        """Arguments of `CrossEncoderTrainer` on adapters.
+
+        Raises:
+            ConfigurationError: An option of the LoRA is given without `--lora`.
+            MissingDependencyError: peft isn't installed.
+        """
+        from cross_trainer.saved.adapters import import_peft
+
+        names = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+        given = [f"--{name}" for name in names if getattr(self, name) is not None]
+        if given and not self.lora:
+            raise ConfigurationError(f"{', '.join(given)} without --lora: no adapter is made. Give --lora too.")
+        settings = import_peft("--lora").LoraConfig(**self.lora_settings()) if self.lora else None
+        return {"peft_config": settings, "merge_adapters": self.merge_adapters}
 
 
 Arguments = TypeVar("Arguments", bound=RecipeArguments)

@@ -101,10 +101,6 @@ class TrainArguments(RecipeArguments):
     in_batch_negatives: int = field(
         default=0, metadata={"help": "Positives of other rows to train each row (query, positive) against."}
     )
-    merge_adapters: bool = field(
-        default=False,
-        metadata={"help": "Save the model of an adapter's folder whole, with the adapter in its weights."},
-    )
 
 
 def train_model(arguments: TrainArguments, training_arguments: TrainingArguments) -> None:
@@ -119,6 +115,7 @@ def train_model(arguments: TrainArguments, training_arguments: TrainingArguments
 
     if not arguments.dataset:
         raise ConfigurationError("--dataset is missing: a file, a folder or the id of a data set on the Hub.")
+    adapters = arguments.adapters()
     splits = load_splits(arguments.dataset, arguments.dataset_config, training_arguments.seed, arguments.columns())
     given: dict[str, Any] = {
         "revision": arguments.model_revision,
@@ -158,8 +155,10 @@ def train_model(arguments: TrainArguments, training_arguments: TrainingArguments
     if arguments.dry_run:
         smoothing, device = training_arguments.label_smoothing_factor, training_arguments.device.type
         typer.echo(repr(make_plan(arguments.model, **options, label_smoothing_factor=smoothing, device=device)))
+        if arguments.lora:
+            typer.echo(f"LoRA({', '.join(f'{name}={value!r}' for name, value in arguments.lora_settings().items())})")
         return
-    options |= {name: getattr(arguments, name) for name in ("merge_adapters", "card_examples", "fingerprints")}
+    options |= adapters | {name: getattr(arguments, name) for name in ("card_examples", "fingerprints")}
     trainer = CrossEncoderTrainer(arguments.model, training_arguments, **options)
     _choose_best_by(trainer)
     trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint)

@@ -40,7 +40,7 @@ WHOLE_MODEL = ("model.safetensors", "model.safetensors.index.json", "pytorch_mod
 PREFIX = "base_model.model."  # of every name in an adapter's file
 
 
-def _peft(asked_by: str) -> Any:
+def import_peft(asked_by: str) -> Any:
     """The package peft.
 
     Raises:
@@ -195,7 +195,7 @@ class Adapter:
 
     def _put_on(self, base: Any, replaced: Sequence[str]) -> Any:
         """A `PeftModel` of the base with the adapter's weights, but those replaced by the base's own."""
-        peft = _peft(f"{self.name}, an adapter,")
+        peft = import_peft(f"{self.name}, an adapter,")
         settings = copy.deepcopy(self.settings)
         options = {"config": settings, "is_trainable": True, "torch_device": "cpu"}
         try:
@@ -291,7 +291,7 @@ def _refuse_folders_within(name: str) -> None:
 
 
 def _read_settings(name: str, folder: Path) -> Any:
-    peft = _peft(f"{name}, an adapter,")
+    peft = import_peft(f"{name}, an adapter,")
     try:
         settings = peft.PeftConfig.from_pretrained(str(folder))
     except (KeyError, TypeError, ValueError) as error:
@@ -549,7 +549,7 @@ def _adapter_weights(
     model: Any, name: str, state: Mapping[str, Tensor] | None = None, embeddings: bool | str = False
 ) -> dict[str, Tensor]:
     """What peft saves of an adapter, by the names of its file."""
-    found: dict[str, Tensor] = _peft("Saving adapters").get_peft_model_state_dict(
+    found: dict[str, Tensor] = import_peft("Saving adapters").get_peft_model_state_dict(
         model, state, adapter_name=name, save_embedding_layers=embeddings
     )
     return {key if key.startswith(PREFIX) else PREFIX + key: tensor for key, tensor in found.items()}

@@ -47,6 +47,7 @@ from cross_trainer.saved.calibration import Calibration
 from cross_trainer.saved.card import never_fatal
 from cross_trainer.saved.loading import load_trained_rows
 from cross_trainer.spellings import REFUSED, TrainerSpellings, check_own_arguments, spelled
+from cross_trainer.training.adapting import put_adapter_on
 from cross_trainer.training.calibrating import calibrate_on
 from cross_trainer.training.checkpoints import check_complete, check_folders, check_room, last_complete_checkpoint
 from cross_trainer.training.facts import RunRecord
@@ -106,6 +107,8 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         model_kwargs: Of a model given by its name: more arguments of `from_pretrained`, such as `revision`, `token`,
             `cache_dir`, `trust_remote_code` or `attn_implementation`. The config and the tokenizer follow those that
             say where to load from.
+        peft_config: A `peft.LoraConfig` or a relative: the model is frozen, and an adapter is trained with the head.
+            Its `modules_to_save` are the whole head unless it names others. Likewise for models of `model_init`.
         merge_adapters: Save adapters of peft merged into the base model's weights, as a plain classifier, wherever
             `save_model` and `push_to_hub` aren't told otherwise. Checkpoints, from which training goes on, hold the
             adapters.
@@ -146,6 +149,7 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         stop_on_nan: bool = True,
         fingerprints: bool = True,
         model_kwargs: Mapping[str, Any] | None = None,
+        peft_config: Any = None,
         merge_adapters: bool = False,
         card_examples: int = 3,
         card_figures: bool | None = None,
@@ -213,6 +217,8 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
             assert self.plan is not None  # it has data
             set_seed(args.seed)  # a new head's random weights
             model = load_planned(model, self.plan, model_kwargs)
+        self._peft_config = peft_config
+        model = put_adapter_on(model, peft_config, args.seed)
         super().__init__(
             model=model,
             args=args,
@@ -237,8 +243,8 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
     # -- the plan ------------------------------------------------------------------------------------------------------
 
     def call_model_init(self, trial: Any = None) -> torch.nn.Module:
-        """A fresh model from `model_init`, described as the first one was."""
-        model = super().call_model_init(trial)
+        """A fresh model from `model_init`, under an adapter if asked for, described as the first one was."""
+        model: torch.nn.Module = put_adapter_on(super().call_model_init(trial), self._peft_config)
         if hasattr(self, "data_collator"):  # the first model is described at the end of construction
             self._follow_plan(model)
         return model

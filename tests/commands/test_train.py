@@ -287,3 +287,22 @@ def test_what_is_asked_for_decides_which_column_is_a_number(tmp_path, model, mon
     start = stop_at_the_trainer(monkeypatch)
     seen = start(*argv, "--text-columns", "label", "b", "--label-column", "gold")
     assert seen["train_dataset"][0] == {"label": "1", "b": "2", "gold": 3}
+
+
+def test_a_lora_is_trained_and_saved_in_either_form(tmp_path, model):
+    Dataset.from_list(labelled()).to_csv(tmp_path / "rows.csv", index=False)
+    argv = ["train", "--dataset", tmp_path / "rows.csv", "--model", model, *BRIEFLY, "--lora", "--lora-r", "4"]
+    run(*argv, "--output_dir", tmp_path / "adapter", "--lora_target_modules", "query", "value")
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (settings["r"], settings["lora_alpha"], settings["lora_dropout"]) == (4, 8, 0.05)
+    assert set(settings["target_modules"]) == {"query", "value"}
+    run(*argv, "--output_dir", tmp_path / "merged", "--merge_adapters")
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+    assert (tmp_path / "merged" / "model.safetensors").exists()
+    shown = run(*argv, "--output_dir", tmp_path / "none", "--dry-run").stdout
+    assert "LoRA(r=4, lora_alpha=8, lora_dropout=0.05, target_modules='all-linear')" in shown
+
+
+def test_options_of_a_lora_need_one(tmp_path, model):
+    argv = ["train", "--dataset", tmp_path / "rows.csv", "--model", model, "--lora_alpha", "3"]
+    assert error(*argv).startswith("error: --lora_alpha without --lora: no adapter is made.")

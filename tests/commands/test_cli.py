@@ -245,6 +245,10 @@ def test_arguments_of_training_have_dashes_or_underscores():
         "trust_remote_code": [],
         "merge_adapters": [],
         "card_examples": ["2"],
+        "lora_r": ["4"],
+        "lora_alpha": ["9"],
+        "lora_dropout": ["0.1"],
+        "lora_target_modules": ["query"],
     }
     assert {entry.name for entry in dataclasses.fields(TrainArguments) if "_" in entry.name} == set(values)
     for name, words in values.items():

@@ -2,8 +2,9 @@
 
     python recipes/to_beir.py pairs.csv collection --split validation
 
-Writes `corpus.jsonl` with all distinct documents, `queries.jsonl`, and `qrels/SPLIT.tsv`. Labels are grades of relevance,
-0, 1, 2 and so on. Every query is searched in all documents, of which those of other queries count as irrelevant.
+Writes `corpus.jsonl` with all distinct documents, `queries.jsonl`, and `qrels/SPLIT.tsv`. Labels are grades of
+relevance, 0, 1, 2 and so on. Every query is searched in all documents, of which those of other queries count as
+irrelevant.
 """
 
 from __future__ import annotations

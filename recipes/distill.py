@@ -89,7 +89,8 @@ class Arguments(RankingArguments):
         super().__post_init__()
         if self.temperature != 1 and self.loss != "KLDivergenceLoss":
             raise ConfigurationError(
-                "--temperature is for KLDivergenceLoss, the other losses have none: give --loss KLDivergenceLoss."
+                "--temperature is an option of KLDivergenceLoss, and other losses have none. Give --loss "
+                "KLDivergenceLoss."
             )
 
 

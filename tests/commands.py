@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 
@@ -104,3 +105,14 @@ def stop_after(monkeypatch, windows, error=RuntimeError):
 
 def labelled(label=lambda index: index % 2, count=24):
     return [{**row, "label": label(index)} for index, row in enumerate(make_rows(count))]
+
+
+def write_collection(folder, queries=8):
+    """A folder in BEIR's layout: each query is a document, and a few others have grades up to 2."""
+    (folder / "qrels").mkdir(parents=True, exist_ok=True)
+    for name, prefix, texts in (("corpus", "d", SENTENCES), ("queries", "q", SENTENCES[:queries])):
+        rows = [json.dumps({"_id": f"{prefix}{index}", "text": text}) for index, text in enumerate(texts)]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows))
+    grades = [f"q{query}\td{(query * 5 + step) % 12}\t{step % 3}" for query in range(queries) for step in range(4)]
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(grades))
+    return folder

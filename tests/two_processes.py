@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import weakref
 from pathlib import Path
@@ -11,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import write_collection
 from conftest import build_model, build_tokenizer
 from training.test_trainer import InfiniteLoss, arguments, check_what_metrics_see, lists, pairs, positives
 
-from cross_trainer import CrossEncoderTrainer, LambdaLoss, PairCollator
+from cross_trainer import Collection, CrossEncoderTrainer, LambdaLoss, PairCollator
 from cross_trainer.errors import ConfigurationError, DataError, NotFiniteError
 
 
@@ -23,6 +25,7 @@ def squares(outputs, labels, num_items_in_batch=None):
     return (outputs.logits.squeeze(-1) - labels).square().sum() / (num_items_in_batch or len(labels))
 
 
+CANDIDATES = [[(query + step * 5) % 12 for step in range(2 + query)] for query in range(5)]
 CASES = {
     "pairs": (pairs(21), {}, None),
     "pairs that leave a process without rows": (pairs(17), {}, None),
@@ -89,11 +92,29 @@ def calibrated(trainer) -> list[float]:
     return [1 / found.temperature, found.bias, found.after["ece"], found.after["log_loss"]]
 
 
+def evaluate_collection(folder, processes) -> dict[str, float]:
+    """The metrics of a collection, whose last batch leaves a process without rows."""
+    place = folder.parent / f"collection-{processes}-{os.environ['RANK']}"
+    collection = Collection(
+        write_collection(place, queries=5), candidates=lambda queries, k: CANDIDATES[: len(queries)]
+    )
+    trainer = CrossEncoderTrainer(
+        build_model(),
+        arguments(folder, per_device_eval_batch_size=2),
+        eval_dataset=collection,
+        processing_class=build_tokenizer(),
+    )
+    found = trainer.predict(collection)
+    assert found.predictions.shape == (5, 6)
+    return {key: found.metrics[f"test_{key}"] for key in collection.measures}
+
+
 def main(folder: Path) -> None:
-    processes = int(__import__("os").environ["WORLD_SIZE"])
+    processes = int(os.environ["WORLD_SIZE"])
     results = {"world_size": processes}
     check_stop(folder, processes)
     check_inputs(folder, processes)
+    results["collection"] = evaluate_collection(folder, processes)
     for name, (dataset, options, loss) in CASES.items():
         size = 8 // processes // options.get("gradient_accumulation_steps", 1)
         held_out = lists(7) if name.startswith("lists") else positives(7) if "negatives" in name else pairs(7)

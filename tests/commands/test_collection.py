@@ -6,7 +6,7 @@ import json
 
 import ir_measures
 import pytest
-from commands import error, run, save
+from commands import error, run, save, write_collection
 from conftest import SENTENCES
 
 from cross_trainer import Collection, CrossEncoder, compare
@@ -20,14 +20,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("kitchen")
-    (folder / "qrels").mkdir()
-    for name, prefix, texts in (("corpus", "d", SENTENCES), ("queries", "q", SENTENCES[:8])):
-        rows = [json.dumps({"_id": f"{prefix}{index}", "text": text}) for index, text in enumerate(texts)]
-        (folder / f"{name}.jsonl").write_text("\n".join(rows))
-    grades = [f"q{query}\td{(query * 5 + step) % 12}\t{step % 3}" for query in range(8) for step in range(4)]
-    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(grades))
-    return folder
+    return write_collection(tmp_path_factory.mktemp("kitchen"))
 
 
 def test_figures_are_those_of_ir_measures_on_the_written_run(tmp_path, model, folder):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from commands import make_rows, save, write_table
+from commands import make_rows, save, write_collection, write_table
 from conftest import SENTENCES
 
 
@@ -39,6 +39,7 @@ for argv in (
     ["score", data / "pairs.csv", "-o", folder / "both.csv", "--window", "9", "--symmetric"],
     ["rank", data / "queries.csv", data / "corpus.csv", "-o", folder / "ranked.trec", "--window", "11"],
     ["evaluate", model, data / "labelled.csv", "-o", folder / "metrics.json", "--batch-size", "5"],
+    ["evaluate", model, "--collection", data / "kitchen", "--run", folder / "run.trec", "-o", folder / "judged.json"],
     ["mine", data / "positives.csv", "-o", folder / "mined.csv", "--num-negatives", "2", "--max-score", "0.9"],
 ):
     if argv[0] != "evaluate":
@@ -62,6 +63,7 @@ def test_two_processes_write_what_one_does(tmp_path, model):
     labelled = [{"a": row["first"], "b": row["second"], "label": index % 2} for index, row in enumerate(make_rows(30))]
     write_table(tmp_path / "labelled.csv", labelled)
     texts = [{"id": index, "text": text} for index, text in enumerate(SENTENCES)]
+    write_collection(tmp_path / "kitchen")
     write_table(tmp_path / "queries.csv", texts[:5])
     write_table(tmp_path / "corpus.csv", texts)
     write_table(
@@ -81,7 +83,7 @@ def test_two_processes_write_what_one_does(tmp_path, model):
     assert two.stderr.count("Wrote ") == one.stderr.count("Wrote ")  # said once
     for path in (tmp_path / "one").iterdir():
         assert (tmp_path / "two" / path.name).read_bytes() == path.read_bytes(), path.name
-    assert len(list((tmp_path / "two").iterdir())) == len(list((tmp_path / "one").iterdir())) == 5
+    assert len(list((tmp_path / "two").iterdir())) == len(list((tmp_path / "one").iterdir())) == 7
 
 
 def test_an_error_ends_all_processes_and_is_said_once(tmp_path, model):

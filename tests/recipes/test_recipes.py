@@ -447,6 +447,15 @@ def test_mining_with_a_corpus_a_scorer_and_a_margin(training_rows, tmp_path, pre
         assert np.all(scores[1:] <= scores[0] + 1e-6)
 
 
+def test_what_drops_candidates_is_passed_on(training_rows):
+    best = training_rows(PAIRS, "--mine", "1")
+    second = training_rows(PAIRS, "--mine", "1", "--mine_range_min", "1", "--mine_range_max", "2")
+    longest = {row["query"]: row["documents"][1:] for row in best}
+    assert all(row["documents"][1:] != longest[row["query"]] for row in second)
+    with pytest.raises(ConfigurationError, match=r"--mine_from, --mine_max_score say how to mine"):
+        training_rows(PAIRS, "--mine_from", "random", "--mine_max_score", "0.5")
+
+
 def test_mined_and_in_batch_negatives_go_together(training_rows):
     rows = training_rows(PAIRS, "--mine", "2", "--mine_from", "random", "--in_batch_negatives", "2")
     assert rows.column_names == ["query", "positive", "negative", "negative_2"]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import ir_measures
 import numpy as np
 import pytest
+from commands import write_collection
 from conftest import SENTENCES, build_model, build_tokenizer
 from datasets import Dataset
 from transformers import TrainingArguments
@@ -19,14 +19,7 @@ from cross_trainer.errors import ConfigurationError
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("kitchen")
-    (folder / "qrels").mkdir()
-    for name, prefix, texts in (("corpus", "d", SENTENCES), ("queries", "q", SENTENCES[:6])):
-        rows = [json.dumps({"_id": f"{prefix}{index}", "text": text}) for index, text in enumerate(texts)]
-        (folder / f"{name}.jsonl").write_text("\n".join(rows))
-    grades = [f"q{query}\td{(query * 5 + step) % 12}\t{step % 3}" for query in range(6) for step in range(4)]
-    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(grades))
-    return folder
+    return write_collection(tmp_path_factory.mktemp("kitchen"), queries=6)
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ ROOMS = {
         "trainer",
         "fitting",
     ],
-    "scoring": ["engine", "exported", "prepared", "ranking", "saving", "cross_encoder", "mining"],
+    "scoring": ["engine", "exported", "prepared", "ranking", "saving", "cross_encoder", "batches", "mining"],
     "commands": [
         "arguments",
         "processes",

@@ -25,6 +25,7 @@ from .metrics.rankings import compare as compare
 from .metrics.rankings import ranking_metrics as ranking_metrics
 from .saved.calibration import Calibration as Calibration
 from .saved.calibration import calibrate as calibrate
+from .scoring.batches import BatchScorer as BatchScorer
 from .scoring.cross_encoder import CrossEncoder as CrossEncoder
 from .scoring.mining import MinedNegatives as MinedNegatives
 from .scoring.mining import MiningStatistics as MiningStatistics

@@ -140,6 +140,17 @@ def cap_documents(lists: Dataset, limit: int, seed: int) -> Dataset:
     return lists.map(cut, with_indices=True, desc="Cutting lists")
 
 
+def choose_loss(name: str | None, rows: Dataset) -> Any:
+    """The loss asked for; else ListNetLoss for lists of grades, and for other rows what the trainer chooses."""
+    from cross_trainer.training import losses
+
+    graded = LABELS in rows.column_names and all(
+        grade >= 0 and grade == int(grade) for grades in rows[LABELS] for grade in grades
+    )
+    name = "ListNetLoss" if name is None and graded else name
+    return None if name is None else getattr(losses, name)()
+
+
 # -- negatives ---------------------------------------------------------------------------------------------------------
 
 

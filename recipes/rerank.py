@@ -30,6 +30,7 @@ from rankings import (
     RankingArguments,
     as_lists,
     cap_documents,
+    choose_loss,
     finish,
     load_cross_encoder,
     load_ranker,
@@ -152,15 +153,6 @@ def training_rows(options: Arguments, rows: Dataset, args: TrainingArguments) ->
     if limit is None and options.loss not in POINTWISE:
         limit = DOCUMENTS
     return lists if limit is None else cap_documents(lists, limit, args.seed)
-
-
-def choose_loss(name: str | None, rows: Dataset) -> Any:
-    """The loss asked for; else ListNetLoss for lists of grades, and for other rows what the trainer chooses."""
-    graded = LABELS in rows.column_names and all(
-        grade >= 0 and grade == int(grade) for grades in rows[LABELS] for grade in grades
-    )
-    name = "ListNetLoss" if name is None and graded else name
-    return None if name is None else getattr(losses, name)()
 
 
 def keep_shape(options: Arguments, columns: Columns) -> bool:

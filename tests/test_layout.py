@@ -76,7 +76,17 @@ ROOMS = {
         "trainer",
         "fitting",
     ],
-    "scoring": ["engine", "exported", "prepared", "ranking", "saving", "cross_encoder", "choosing", "mining"],
+    "scoring": [
+        "engine",
+        "exported",
+        "prepared",
+        "ranking",
+        "saving",
+        "cross_encoder",
+        "batches",
+        "choosing",
+        "mining",
+    ],
     "commands": [
         "arguments",
         "processes",

@@ -328,8 +328,9 @@ def naming(name: str) -> Iterator[None]:
 
 def _score_names(encoder: CrossEncoder, column: str, found: Found) -> list[str]:
     """The columns of the scores, which the table must not have."""
-    labels: Any = encoder.config.id2label
-    names = [f"{column}_{labels[index]}" for index in range(encoder.num_labels)] if encoder.num_labels > 1 else [column]
+    from cross_trainer.scoring.batches import score_names
+
+    names = score_names(encoder, column)
     for name in names:
         if name in found.names:
             raise ConfigurationError(

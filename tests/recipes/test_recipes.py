@@ -173,7 +173,7 @@ def test_settings_are_those_of_the_documented_tasks(parse, name, dataset, config
     assert arguments.metric_for_best_model == metric
 
 
-@pytest.mark.parametrize("name", ["stsb", "quora", "nli", "rerank", "distill"])
+@pytest.mark.parametrize("name", ["stsb", "quora", "nli", "rerank", "distill", "llm_reranker"])
 def test_every_setting_is_a_flag(parse, name):
     settings = importlib.import_module(name).SETTINGS
     flags = {
@@ -633,6 +633,46 @@ def test_the_demo_ranks_synthetic_lists(tmp_path, monkeypatch, capsys, recipe, n
         assert "Demo: no pretrained cross-encoder is at hand" in printed
         assert "cut to its first 1 layers" in printed
         assert len(list((tmp_path / "teacher_scores").glob("*/scores-*.npy"))) == 3
+
+
+def test_a_language_model_is_trained_by_lora_and_saved_in_three_forms(tmp_path, monkeypatch, capsys, recipe):
+    monkeypatch.syspath_prepend(str(RECIPES))
+    few = {
+        split: rows.select(range(8)) for split, rows in importlib.import_module("demo_search").search_queries().items()
+    }
+    module = importlib.import_module("llm_reranker")
+    monkeypatch.setattr(module, "search_queries", lambda: few)
+    options = ["--to_causal", "--lora_r", "4", "--activation_checkpointing", "--max_tokens", "256", *SHORT]
+    trainer = recipe("llm_reranker", tmp_path, "--demo", *options)
+    assert (type(trainer.model).__name__, trainer.model.peft_config["default"].r) == (
+        "PeftModelForSequenceClassification",
+        4,
+    )
+    printed = capsys.readouterr().out
+    assert figures(printed, "before training") != figures(printed, "after training")
+    differences = re.findall(r"Saved in (\S+), with the same logits to (\S+)", printed)
+    assert [Path(folder).name for folder, _ in differences] == ["merged", "causal"]
+    assert all(float(difference) < 1e-5 for _, difference in differences)
+    pairs = [(LISTS[0]["query"], document) for document in LISTS[0]["documents"]]
+    forms = [tmp_path, tmp_path / "merged", tmp_path / "causal"]
+    scores = [CrossEncoder(folder).predict(pairs, activation="logits") for folder in forms]
+    assert np.ptp(scores[0]) > 0
+    assert np.allclose(scores, scores[0], atol=1e-5)
+    architectures = [json.loads((folder / "config.json").read_text())["architectures"] for folder in forms[1:]]
+    assert architectures == [["Qwen3ForSequenceClassification"], ["Qwen3ForCausalLM"]]
+
+
+def test_a_language_model_learns_from_a_teacher_s_scores_in_half_precision(tmp_path, recipe):
+    from demo_llm import ANSWERS, TEMPLATE, build_language_model, build_tokenizer
+
+    base = build_language_model(tmp_path / "base", build_tokenizer(SENTENCES, 400))
+    taught = [{**row, "labels": [0.5 * label - 1.25 for label in row["labels"]]} for row in LISTS]
+    options = ["--tokens", *ANSWERS, "--template", TEMPLATE, "--dtype", "bfloat16", "--bf16", *SHORT]
+    data = write(tmp_path / "data", taught)
+    trainer = recipe("llm_reranker", tmp_path / "output", "--dataset", data, *options, model=base)
+    assert trainer.compute_loss_func == KLDivergenceLoss()
+    kinds = {parameter.requires_grad: parameter.dtype for parameter in trainer.model.parameters()}
+    assert kinds == {True: torch.float32, False: torch.bfloat16}
 
 
 def test_two_processes_evaluate_as_one(tmp_path, capsys, recipe, pretrained):

@@ -31,6 +31,7 @@ ROOMS = {
     ],
     "metrics": ["report", "pairs", "rankings", "calibration", "evaluate_modules", "figures", "plots", "views", "page"],
     "saved": [
+        "naming",
         "chat",
         "folder",
         "adapters",

@@ -46,6 +46,7 @@ ROOMS = {
         "page",
     ],
     "saved": [
+        "naming",
         "chat",
         "folder",
         "adapters",

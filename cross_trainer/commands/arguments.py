@@ -10,11 +10,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
 
-from cross_trainer.errors import ConfigurationError, CrossTrainerError
+from cross_trainer.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -126,6 +126,7 @@ def parse_arguments(
 
     kinds: Any = [kind, TrainingArguments]
     parser = HfArgumentParser(kinds, **parser_options)
+    vars(parser)["error"] = _refuse
     parser.set_defaults(
         disable_tqdm=not sys.stderr.isatty(),
         dataloader_pin_memory=torch.accelerator.is_available(),
@@ -146,6 +147,11 @@ def parse_arguments(
     level = logging.INFO if training_arguments.process_index == 0 else logging.ERROR
     logging.getLogger("cross_trainer").setLevel(level)
     return arguments, training_arguments
+
+
+def _refuse(message: str) -> NoReturn:
+    """What argparse does about arguments that it can't read."""
+    raise ConfigurationError(f"{message}. See --help.")
 
 
 def read_config(path: str | Path, kind: type[RecipeArguments]) -> list[str]:
@@ -196,13 +202,8 @@ def load_tokenizer(name: str, **source: Any) -> PreTrainedTokenizerBase:
 
     try:
         tokenizer: PreTrainedTokenizerBase = reading.load_tokenizer(name, source)
-    except CrossTrainerError:
-        raise
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"--model {name!r} isn't the folder of a model, and the Hub can't be reached or doesn't have it. "
-            "Give --model a folder; the recipes also have --demo."
-        ) from error
+    except ConfigurationError as error:
+        raise ConfigurationError(f"--model: {error} The recipes also have --demo, which needs none.") from error
     return tokenizer
 
 

@@ -184,7 +184,7 @@ def _identified(path: Name, id_column: str | None, text_column: str | None, kind
     """The id and the text of each row of a table; ids that are numbers become strings, as in a run."""
     first = next(read_rows(path), None)
     if first is None:
-        raise DataError(f"{path} has no rows.")
+        raise DataError(f"{path} has no rows. Check the file.")
     id_column = _first_of(ID_NAMES, first) if id_column is None else id_column
     if id_column is None:
         raise DataError(

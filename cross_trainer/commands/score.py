@@ -12,7 +12,6 @@ Shapes: P pairs, W pairs of a window, C columns of scores.
 from __future__ import annotations
 
 import collections
-import contextlib
 import filecmp
 import hashlib
 import itertools
@@ -40,8 +39,9 @@ from cross_trainer.data.tables import (
     replacing,
 )
 from cross_trainer.disk import check_space, check_writable
-from cross_trainer.errors import ConfigurationError, CrossTrainerError, DataError
+from cross_trainer.errors import ConfigurationError, DataError
 from cross_trainer.saved.folder import find_file, saved_template, saved_text_columns
+from cross_trainer.saved.naming import naming
 
 if TYPE_CHECKING:
     import numpy as np
@@ -309,21 +309,6 @@ def takes_instruction(
             config, _ = read_model(name, {"revision": revision}, tokens=tokens)
         template = saved_template(config)
     return template is not None and Template.of(template).takes_instruction
-
-
-@contextlib.contextmanager
-def naming(name: str) -> Iterator[None]:
-    """Name the model in errors of loading it."""
-    if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
-        raise ConfigurationError(f"The model {name!r} is a path, but there is no such folder.")
-    try:
-        yield
-    except CrossTrainerError:
-        raise
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"The model {name!r} can't be loaded from a folder or from the Hub: {str(error).splitlines()[0]}"
-        ) from error
 
 
 def _score_names(encoder: CrossEncoder, column: str, found: Found) -> list[str]:

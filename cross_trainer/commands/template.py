@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import typer
 
-from cross_trainer.commands.score import naming
 from cross_trainer.errors import ConfigurationError
+from cross_trainer.saved.naming import naming
 
 
 def show_template(model: str, revision: str | None = None) -> None:

@@ -120,12 +120,18 @@ class PairCollator:
         instruction: str | None = None,
         max_query_length: int | None = None,
     ) -> None:
+        if not hasattr(tokenizer, "model_max_length"):
+            raise ConfigurationError(
+                f"tokenizer={short(tokenizer)}: expected a tokenizer, such as AutoTokenizer.from_pretrained(name)."
+            )
         if padding not in {True, "longest", "max_length"}:
             raise ConfigurationError(
                 f"padding={padding!r}: pairs of a batch differ in length; expected True, 'longest' or 'max_length'."
             )
         if max_length is not None and max_length <= tokenizer.num_special_tokens_to_add(pair=True) + 1:
-            raise ConfigurationError(f"max_length={max_length} leaves no room for two texts and the special tokens.")
+            raise ConfigurationError(
+                f"max_length={max_length} leaves no room for two texts and the special tokens. Give more."
+            )
         if in_batch_negatives < 0:
             raise ConfigurationError(f"in_batch_negatives={in_batch_negatives}: expected 0 or more.")
         self.tokenizer = tokenizer
@@ -212,6 +218,8 @@ class PairCollator:
             them: [P], [P, C] for several labels at once, or [G, D] padded with -100 for queries with several documents,
             whose pairs are flat, query by query. `num_relevant` [G] where rows have that column.
         """
+        if not rows:
+            raise DataError("There is no row to collate. Give the collator a list of at least one.")
         items = self._items(rows)
         columns, training = items[0].columns, items[0].training
         fields, places = [_fields(item) for item in items], [_place(item) for item in items]
@@ -466,6 +474,11 @@ def targets(rows: Sequence[Fields], labels: list[Any] | None, columns: Columns) 
 def _label_tensor(labels: list[Any], columns: Columns) -> torch.Tensor:
     widths = [len(label) for label in labels if isinstance(label, list | tuple)]
     if columns.grouped or widths or columns.label_width:
+        if columns.shape == "pair" and len(set(widths)) > 1:
+            raise DataError(
+                f"Column {columns.label!r}: lists of {min(widths)} and of {max(widths)} labels in one batch. Give "
+                "every row one number (0 or 1) for each label."
+            )
         width = max(widths, default=0) or columns.label_width or 1
         rows = [list(label or []) + [float(IGNORED_LABEL)] * (width - len(label or [])) for label in labels]
         return torch.tensor(rows, dtype=torch.float)

@@ -377,8 +377,13 @@ def first_row(dataset: Rows) -> Mapping[str, Any]:
     """The first row of any data set, as a mapping.
 
     Raises:
-        DataError: The data set has no row.
+        DataError: The data set has no row, or can be read only once.
     """
+    if isinstance(dataset, Iterator):
+        raise DataError(
+            f"The rows are a {type(dataset).__name__}, which can be read only once. Give a list of them, or "
+            "IterableDataset.from_generator(function)."
+        )
     row = next(iterate(dataset), None)
     if row is None:
         raise DataError(

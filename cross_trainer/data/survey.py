@@ -43,7 +43,8 @@ class Survey:
 
     Attributes:
         rows: How many rows there are.
-        empty_texts: How many texts are empty.
+        texts: How many texts there are.
+        empty_texts: How many of them are empty.
         kind: What the labels are: "none", "binary" (nothing but 0 and 1), "class" (other integers, or names), "real"
             (other numbers), "multi" (lists of C numbers), "list" (one number per document) or "margin" (one number for
             two documents).
@@ -60,6 +61,7 @@ class Survey:
     """
 
     rows: int = 0
+    texts: int = 0
     empty_texts: int = 0
     kind: str = "none"
     minimum: float = math.inf
@@ -93,6 +95,10 @@ def survey(dataset: Rows, columns: Columns) -> Survey:
         found.class_names = columns.class_names
     if found.kind == "number":
         found.kind = _number_kind(found, columns)
+    if found.empty_texts and found.empty_texts == found.texts:
+        raise DataError(
+            f"All {found.texts} texts are empty. Name the columns of the texts with columns=(first text, second text)."
+        )
     if found.empty_texts:
         logger.warning("%d of the texts are empty. They are scored as they are.", found.empty_texts)
     if found.without_positive:
@@ -178,7 +184,9 @@ def _look(batch: Mapping[str, list[Any]], columns: Columns, start: int, found: S
     instruction = () if columns.instruction is None else (columns.instruction,)
     for name in (columns.query, *columns.documents, *instruction) if columns.shape != "tokens" else ():
         listed = columns.shape == "list" and name in columns.documents
-        found.empty_texts += _check_texts(batch[name], name, start, listed=listed)
+        texts, empty = _check_texts(batch[name], name, start, listed=listed)
+        found.texts += texts
+        found.empty_texts += empty
     if columns.label is not None:
         _check_labels(batch, columns, start, found)
     found.rows += len(batch[columns.query])
@@ -269,9 +277,9 @@ def _first_row_with(dataset: Rows, columns: Columns, name: str) -> int | None:
     return None
 
 
-def _check_texts(values: list[Any], name: str, start: int, *, listed: bool) -> int:
-    """Check one column's texts and count the empty ones."""
-    empty = 0
+def _check_texts(values: list[Any], name: str, start: int, *, listed: bool) -> tuple[int, int]:
+    """Check one column's texts; count them, and the empty ones."""
+    texts = empty = 0
     for row, value in enumerate(values, start):
         where = f"Column {name!r}, row {row}"
         if listed and (not is_list(value) or not len(value)):
@@ -280,7 +288,8 @@ def _check_texts(values: list[Any], name: str, start: int, *, listed: bool) -> i
             )
         for text in value if listed else (value,):
             empty += not check_text(text, where)
-    return empty
+            texts += 1
+    return texts, empty
 
 
 def _check_labels(batch: Mapping[str, list[Any]], columns: Columns, start: int, found: Survey) -> None:

@@ -138,8 +138,7 @@ def placed_rows(path: Name, columns: Sequence[str] | None = None) -> Iterator[tu
     """Like `read_rows`, with the place of each row for messages: "pairs.csv, line 12"."""
     form = Format.of(path)
     if form.name == "parquet":
-        batches = _open_parquet(path).iter_batches(ROW_GROUP, columns=None if columns is None else list(columns))
-        rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+        rows = itertools.chain.from_iterable(batch.to_pylist() for batch in _batches(path, columns))
         yield from ((f"{path}, row {index}", row) for index, row in enumerate(rows))
     elif form.name == "jsonl":
         yield from _read_jsonl(path)
@@ -226,7 +225,7 @@ def _read_jsonl(path: Name) -> Iterator[tuple[str, Row]]:
             place = f"{path}, line {number}"
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{place}: not JSON ({error}). Write one object per line.") from error
             if not isinstance(row, dict):
                 raise DataError(
@@ -263,7 +262,22 @@ def _open_parquet(path: Name) -> parquet.ParquetFile:
     try:
         return parquet.ParquetFile(path, buffer_size=READ_BUFFER)
     except pa.ArrowInvalid as error:
-        raise DataError(f"{path} is not a parquet file ({error}).") from error
+        raise DataError(f"{path} is not a parquet file ({error}). Copy it again, or name it by what it is.") from error
+
+
+def _batches(path: Name, columns: Sequence[str] | None = None) -> Iterator[Any]:
+    """The rows of a parquet file, so many at a time."""
+    import pyarrow as pa
+
+    count = 0
+    try:
+        for batch in _open_parquet(path).iter_batches(ROW_GROUP, columns=None if columns is None else list(columns)):
+            yield batch
+            count += len(batch)
+    except (pa.ArrowInvalid, OSError) as error:
+        if getattr(error, "filename", None) is not None:
+            raise
+        raise DataError(f"{path}: the rows after {count} can't be read ({error}). Write or copy it again.") from error
 
 
 # -- checking ----------------------------------------------------------------------------------------------------------
@@ -601,7 +615,7 @@ def _join_parquet(source: Name, path: Name, names: Sequence[str], windows: Itera
 
     file, take = _open_parquet(source), taking(windows)
     with parquet.ParquetWriter(path, _with_scores(file.schema_arrow, names)) as writer:
-        for batch in file.iter_batches(ROW_GROUP):
+        for batch in _batches(source):
             scores = [pa.array(column, pa.float32()) for column in take(len(batch)).T]
             writer.write_batch(pa.record_batch([*batch.columns, *scores], writer.schema))
 

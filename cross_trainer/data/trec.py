@@ -188,8 +188,14 @@ def _write(path: str | PathLike[str], lines: list[str]) -> None:
 def _fields(path: str | PathLike[str], form: str) -> Iterator[tuple[str, list[str]]]:
     """The place of each line, for messages, and its fields. Blank lines are skipped."""
     expected = len(form.split())
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path}, line {number}: not UTF-8 ({error.reason}); convert it, with `iconv -t UTF-8` for instance"
+                ) from error
             where, fields = f"{path}, line {number}", line.split()
             if fields and len(fields) != expected:
                 raise DataError(

@@ -65,7 +65,10 @@ def read(evaluation: Evaluation) -> tuple[Floats, Floats]:
 
 def finite_labels(labels: Any) -> Floats:
     """Labels in float64, in their own shape; a DataError names the first one that isn't a finite number."""
-    values = np.asarray(labels, dtype=np.float64)
+    try:
+        values = np.asarray(labels, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the labels aren't numbers ({error}); turn class names into their index first") from error
     wrong = np.argwhere(~np.isfinite(values))
     if wrong.size or not values.ndim:
         where = (

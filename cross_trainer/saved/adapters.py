@@ -34,6 +34,7 @@ from cross_trainer.saved.folder import (
     read_config,
     read_json,
 )
+from cross_trainer.saved.naming import naming
 
 SETTINGS, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 WHOLE_MODEL = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -91,7 +92,8 @@ class Adapter:
             UnsupportedModelError: It puts states of its own before a text.
             MissingDependencyError: peft isn't installed.
         """
-        path = find_file(name, SETTINGS, source)
+        with naming(name):
+            path = find_file(name, SETTINGS, source)
         if path is None:
             _refuse_folders_within(name)
             return None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from cross_trainer.errors import ConfigurationError
 from cross_trainer.saved.chat import write_chat_template
+from cross_trainer.saved.naming import naming
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +30,9 @@ READING = "cross_trainer"  # the entry of config.json
 
 TRAINED_ROWS = "trained_rows.npy"
 """The file of a folder that holds fingerprints of rows; of no format in which tools look for weights."""
+
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+"""Entries of config.json that count something, of which transformers takes less than nothing for nothing."""
 
 ACTIVATION_CLASSES: dict[ScoreActivation, str] = {
     "sigmoid": "torch.nn.modules.activation.Sigmoid",
@@ -256,17 +260,8 @@ def read_config(name: str, source: Mapping[str, Any]) -> Any:
     Raises:
         ConfigurationError: An entry about labels isn't what it should be; the message names it and the file.
     """
-    from transformers import AutoConfig
-
-    try:
-        config: Any = AutoConfig.from_pretrained(name, **source)
-    except (AttributeError, TypeError, ValueError) as error:  # transformers counts nulls and looks into them
-        said = read_json(name, "config.json", source) or {}
-        check_entries(name, said, error)
-        null = [key for key in NULLABLE if said.get(key, 0) is None]
-        if not null:
-            raise
-        config = _without(null, name, said, error)
+    with naming(name):
+        config: Any = _read_config(name, source)
     if getattr(config, "auto_map", 0) is None:
         del config.auto_map
     check_entries(name, vars(config))
@@ -278,12 +273,29 @@ def read_config(name: str, source: Mapping[str, Any]) -> Any:
     return config
 
 
+def _read_config(name: str, source: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name, **source)
+    except (AttributeError, TypeError, ValueError) as error:  # transformers counts nulls and looks into them
+        said = read_json(name, "config.json", source) or {}
+        check_entries(name, said, error)
+        null = [key for key in NULLABLE if said.get(key, 0) is None]
+        if not null:
+            raise
+        return _without(null, name, said, error)
+
+
 def check_entries(name: str, said: Mapping[str, Any], error: Exception | None = None) -> None:
-    """Check entries of config.json about labels.
+    """Check entries of config.json about labels and sizes.
 
     Raises:
         ConfigurationError: One isn't what it should be; the message names it.
     """
+    negative = [key for key in SIZES if isinstance(said.get(key), int) and said[key] < 0]
+    if negative:
+        raise ConfigurationError(f"{name}: config.json has {negative[0]}={said[negative[0]]}, expected 0 or more.")
     for key, (kind, words) in LABEL_ENTRIES.items():
         if said.get(key) is not None and not isinstance(said[key], kind):
             raise ConfigurationError(

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cross_trainer.errors import ConfigurationError, short
+from cross_trainer.errors import ConfigurationError, check_whole, short
 from cross_trainer.internals import process_state
 from cross_trainer.saved.activation import torch_module
 from cross_trainer.saved.adapters import SETTINGS, Adapter
@@ -41,6 +41,7 @@ from cross_trainer.saved.folder import (
     saved_template,
 )
 from cross_trainer.saved.modular import Modular, fold, read_head
+from cross_trainer.saved.naming import naming
 from cross_trainer.saved.reading import load_tokenizer
 from cross_trainer.saved.rerankers import (
     Answers,
@@ -403,7 +404,7 @@ def _load_weights(
     options = {"use_safetensors": use_safetensors, "ignore_mismatched_sizes": True, **source}
     if dtype is not None:
         options["dtype"] = dtype
-    with refusing_pickles(name):
+    with naming(name), refusing_pickles(name):
         model, info = (kind or AutoModelForSequenceClassification).from_pretrained(
             name, config=config, output_loading_info=True, **options
         )
@@ -416,6 +417,11 @@ def _load_weights(
             check_entries(name, said)
             _take_names(config, said.get("label2id") or {})
             return _load_weights(name, config, dtype, use_safetensors, new_head, source)
+        if built[0] != config.num_labels:
+            raise ConfigurationError(
+                f"{name}: the weights {key} have the shape {found}, and config.json asks for {built}, so it is another "
+                "model's. Take the config.json that was saved with these weights."
+            )
         raise ConfigurationError(
             f"{name}: the weights {key} have the shape {found}, and config.json, with {config.num_labels} labels, asks "
             f"for {built}. Correct id2label in config.json, or pass num_labels={found[0]}."
@@ -491,6 +497,18 @@ def agreed(name: str, given: Any, elsewhere: str, found: Any) -> Any:
     if given is not None and found is not None and given != found:
         raise ConfigurationError(f"{name}={given} contradicts {found} in {elsewhere}: give one of them.")
     return found if given is None else given
+
+
+def agreed_number(name: str, given: Any, elsewhere: str, found: Any) -> Any:
+    """A number of 1 or more, or None, that can be given in two places.
+
+    Raises:
+        ConfigurationError: They contradict each other, or it is something else.
+    """
+    number = agreed(name, given, elsewhere, found)
+    if number is not None:
+        check_whole(name, number)
+    return number
 
 
 def check_device(device: Any) -> None:

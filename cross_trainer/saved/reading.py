@@ -15,12 +15,24 @@ from cross_trainer.saved.folder import (
     read_config,
 )
 from cross_trainer.saved.modular import Modular
+from cross_trainer.saved.naming import naming
 
 logger = logging.getLogger(__name__)
 
 
 def load_tokenizer(name: str, source: Mapping[str, Any]) -> Any:
     """The tokenizer that lies beside a saved model, or where an adapter has none, the one of its base model."""
+    with naming(name):
+        tokenizer = _load_tokenizer(name, source)
+    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):  # made of nothing but the model's family
+        raise ConfigurationError(
+            f"{name} has no tokenizer: its vocabulary is empty. Save one beside the model, with "
+            "tokenizer.save_pretrained(folder)."
+        )
+    return tokenizer
+
+
+def _load_tokenizer(name: str, source: Mapping[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
     adapter = Adapter.read(name, source)

@@ -48,6 +48,7 @@ from cross_trainer.saved.hub import push_to_hub
 from cross_trainer.saved.loading import (
     Loaded,
     agreed,
+    agreed_number,
     as_answering,
     as_dtype,
     check_device,
@@ -214,8 +215,10 @@ class CrossEncoder:
         model_kwargs, tokenizer_kwargs = dict(model_kwargs or {}), dict(tokenizer_kwargs or {})
         config_kwargs = dict(config_kwargs or {})
         check_device(device)
-        num_labels = agreed("num_labels", num_labels, "config_kwargs", config_kwargs.pop("num_labels", None))
-        max_length = agreed("max_length", max_length, "tokenizer_kwargs", tokenizer_kwargs.get("model_max_length"))
+        num_labels = agreed_number("num_labels", num_labels, "config_kwargs", config_kwargs.pop("num_labels", None))
+        max_length = agreed_number(
+            "max_length", max_length, "tokenizer_kwargs", tokenizer_kwargs.get("model_max_length")
+        )
         if tokenizer is not None and tokenizer_kwargs:
             raise ConfigurationError(
                 f"tokenizer_kwargs={tokenizer_kwargs} are for the tokenizer that lies beside the model, and another "

@@ -183,6 +183,8 @@ class CrossEntropyLoss:
         if weight is not None:
             _check_number(self, "class_weights", weight, logits.shape[1])
         classes, real = labels.long(), labels != IGNORED_LABEL
+        if classes.device.type == "cpu":  # elsewhere the look would wait for the device
+            _check_classes(classes[real], logits.shape[1])
         logits = logits.masked_fill(~real[:, None], 0.0)
         losses = F.cross_entropy(
             logits, classes, weight, ignore_index=IGNORED_LABEL, reduction="none", label_smoothing=self.label_smoothing
@@ -696,6 +698,16 @@ def _weights(loss: object, name: str, above: bool) -> float | tuple[float, ...] 
             "(1.0 leaves a label's weight unchanged), or None."
         )
     return weights
+
+
+def _check_classes(classes: Tensor, number: int) -> None:
+    """Check that there are so many classes, counted from 0."""
+    beyond = classes[(classes < 0) | (classes >= number)]
+    if len(beyond):
+        raise ConfigurationError(
+            f"CrossEntropyLoss: there is a label {beyond[0]}, and the model's classes are 0 to {number - 1}. Load it "
+            "with num_labels = the number of classes, or mend the labels."
+        )
 
 
 def _check_number(loss: object, name: str, weights: Tensor, needed: int) -> None:

@@ -70,6 +70,7 @@ from cross_trainer.saved.folder import (
 )
 from cross_trainer.saved.loading import load_modular, load_reranker, read_model, refusing_pickles
 from cross_trainer.saved.modular import Modular
+from cross_trainer.saved.naming import naming
 from cross_trainer.saved.reading import check_vocabulary, load_tokenizer, padding_side
 from cross_trainer.saved.rerankers import is_reranker, published_length
 from cross_trainer.saved.st_files import SentenceTransformersFiles
@@ -376,7 +377,7 @@ def load_planned(name: str, plan: Plan, model_kwargs: Mapping[str, Any] | None =
     if ready is not None:
         return ready
     if adapter is None:
-        with refusing_pickles(name, 'model_kwargs={"use_safetensors": False}'):
+        with naming(name), refusing_pickles(name, 'model_kwargs={"use_safetensors": False}'):
             model = AutoModelForSequenceClassification.from_pretrained(name, config=config, **options)
     else:
         of_base = {key: value for key, value in options.items() if key not in {*_SOURCE, "ignore_mismatched_sizes"}}

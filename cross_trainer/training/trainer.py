@@ -38,7 +38,7 @@ from cross_trainer.data.columns import IGNORED_LABEL, NUM_RELEVANT, Columns, Row
 from cross_trainer.data.fingerprints import Fingerprints, Recorder
 from cross_trainer.data.items import Item, MappedItems, StreamedItems
 from cross_trainer.data.survey import RowCheck, text_lengths
-from cross_trainer.errors import ConfigurationError, DataError, NotFiniteError
+from cross_trainer.errors import ConfigurationError, DataError, NotFiniteError, check_whole
 from cross_trainer.execution.padding_free import PaddingFree, enable_padding_free, unpad_indices
 from cross_trainer.execution.token_budget import budgeted_forward, budgeted_step
 from cross_trainer.internals import mark_unprepared, replaced
@@ -163,6 +163,7 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         if isinstance(model, os.PathLike):
             model = os.fspath(model)
         _check_processes(args)
+        _check_sizes(args)
         check_folders(args)
         self._merges = merge_adapters  # what the next save does
         check_uploads(args, merge_adapters)
@@ -822,6 +823,14 @@ def _check_processes(args: TrainingArguments) -> None:
             f"This process is one of {started}, but its TrainingArguments know of no other, so each would train "
             "alone. Where there is no accelerator, pass use_cpu=True."
         )
+
+
+def _check_sizes(args: TrainingArguments) -> None:
+    """Check that batches hold something, and that there is something to train."""
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        check_whole(name, getattr(args, name))
+    if args.max_steps <= 0 and not args.num_train_epochs >= 0:
+        raise ConfigurationError(f"num_train_epochs={args.num_train_epochs}: expected a number, 0 or more.")
 
 
 _NOT_FOR_MODELS = (NUM_RELEVANT, NUM_DOCUMENTS, ROW_NUMBERS)

@@ -17,7 +17,7 @@ import importlib.util
 import itertools
 import logging
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -422,8 +422,9 @@ class HybridRetriever:
     def over(self, texts: Iterable[str]) -> Retriever:
         """A callable on (queries, k) that searches a corpus, which every retriever reads."""
         check_retriever(self)
-        documents = list(texts) if iter(texts) is texts else texts  # several readings
-        size = sum(1 for _ in documents)
+        # Each retriever reads them, which an iterator allows only once.
+        documents: Any = texts if isinstance(texts, Sized) else list(texts)
+        size = len(documents)
         started = [start_retriever(each, documents) for each in self.retrievers]
 
         def find(queries: list[str], k: int) -> Hits:

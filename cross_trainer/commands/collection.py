@@ -9,6 +9,7 @@ Shapes: G queries with candidates, D documents of the longest list, Q judged que
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,9 @@ def evaluate_collection(
     """
     from cross_trainer.data.collections import Collection
 
-    on_main(lambda: [check_output(path, overwrite) for path in (run, output) if path is not None])
+    for path in (run, output):
+        if path is not None:
+            on_main(functools.partial(check_output, path, overwrite))
     judged = Collection(collection, split, candidates=candidates, top_k=top_k, metrics=metrics)
     judged.first_stage = on_main(lambda: judged.first_stage)
     encoder = load_encoder(model, **options)

@@ -63,7 +63,8 @@ class Collection(Sequence[dict[str, Any]]):
 
     Only queries with a judgement are evaluated. A query for which the first stage finds nothing is no row, and counts 0
     in every metric. Documents without a judgement count as irrelevant. Relevant documents that aren't among the
-    candidates count as missed: metrics read the judgements, not the labels of rows.
+    candidates count as missed: metrics read the judgements, not the labels of rows. In a run of several processes, each
+    of them looks for the candidates itself; a TREC run spares them that.
 
     Args:
         source: A folder in BEIR's layout; "NanoMSMARCO" or another name of NanoBEIR, or the id of a data set on the Hub

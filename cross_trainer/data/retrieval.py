@@ -17,7 +17,7 @@ import importlib.util
 import itertools
 import logging
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -37,6 +37,7 @@ Floats: TypeAlias = "NDArray[np.float32]"
 ENCODED_AT_ONCE = 1024  # texts
 BLOCK = 16_384  # documents whose scores are computed together
 QUERIES_AT_ONCE = 256
+FEWEST = 39  # documents by which faiss wants to find a cluster
 LARGE = 1_000_000  # documents from which on an index is worth what it misses
 
 
@@ -371,13 +372,13 @@ def _faiss_index(blocks: list[Floats]) -> Callable[[Floats, int], Hits]:
     faiss = _import("faiss", "index='faiss'")
     documents, width = sum(map(len, blocks)), blocks[0].shape[1]
     clusters = int(4 * documents**0.5)
-    if documents < 39 * clusters:  # faiss wants as many to find a cluster by
+    if documents < FEWEST * clusters:
         index = faiss.IndexFlatIP(width)
     else:
         index = faiss.index_factory(width, f"IVF{clusters},Flat", faiss.METRIC_INNER_PRODUCT)
         index.nprobe = max(8, clusters // 16)
-        sample = np.concatenate(blocks)[:: max(1, documents // (256 * clusters))]
-        index.train(np.ascontiguousarray(sample))
+        step = max(1, documents // (64 * clusters))
+        index.train(np.concatenate([block[::step] for block in blocks]))
     while blocks:
         index.add(blocks.pop(0))
 
@@ -422,8 +423,9 @@ class HybridRetriever:
     def over(self, texts: Iterable[str]) -> Retriever:
         """A callable on (queries, k) that searches a corpus, which every retriever reads."""
         check_retriever(self)
-        documents = list(texts) if iter(texts) is texts else texts  # several readings
-        size = sum(1 for _ in documents)
+        # Each retriever reads them, which an iterator allows only once.
+        documents: Any = texts if isinstance(texts, Sized) else list(texts)
+        size = len(documents)
         started = [start_retriever(each, documents) for each in self.retrievers]
 
         def find(queries: list[str], k: int) -> Hits:

@@ -319,7 +319,10 @@ def make_loss(written: str) -> Any:
 
 
 def _choose_best_by(trainer: CrossEncoderTrainer) -> None:
-    """Let the main metric for the labels of the first data set choose the best checkpoint, unless another is asked for."""
+    """Let the main metric for the data's labels choose the best checkpoint, unless the user asked for another.
+
+    Of several data sets it is that of the first.
+    """
     asked = trainer.args.metric_for_best_model or ""
     if not asked.endswith(BY_KIND):
         return

@@ -231,11 +231,12 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         self._hashed: Fingerprints | None = None  # of the rows trained on
         self._source = {**source_of(model_kwargs), "local_files_only": True}
         self._planned: DataPlan | None = None  # of the rows that are being loaded
-        if model is not None and (train_dataset is not None or eval_dataset is not None):
-            planned = self._make_plans(model, train_dataset, eval_dataset)
-            if isinstance(model, str):
-                set_seed(args.seed)  # a new head's random weights
-                model = load_planned(model, planned, model_kwargs)
+        has_data = train_dataset is not None or eval_dataset is not None
+        planned = self._make_plans(model, train_dataset, eval_dataset) if model is not None and has_data else None
+        if isinstance(model, str):
+            assert planned is not None  # it has data
+            set_seed(args.seed)  # a new head's random weights
+            model = load_planned(model, planned, model_kwargs)
         super().__init__(
             model=model,
             args=args,

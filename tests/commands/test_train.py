@@ -318,7 +318,7 @@ def test_several_data_sets_come_from_yaml(tmp_path, model, caplog):
     assert "  graded_spearman " in told
     assert "  ranked_ndcg@10 " in told
     assert "  graded_runtime " not in told
-    state = json.loads((output / "checkpoint-2" / "trainer_state.json").read_text())
+    state = json.loads(next(output.glob("checkpoint-*/trainer_state.json")).read_text())
     assert state["best_metric"] == max(
         entry["eval_graded_spearman"] for entry in state["log_history"] if "eval_graded_spearman" in entry
     )

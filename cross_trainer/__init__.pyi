@@ -43,6 +43,7 @@ from .training.losses import MSELoss as MSELoss
 from .training.losses import RankNetLoss as RankNetLoss
 from .training.plan import Plan as Plan
 from .training.plan import make_plan as make_plan
+from .training.several import make_plans as make_plans
 from .training.trainer import CrossEncoderTrainer as CrossEncoderTrainer
 
 __version__: str

@@ -5,6 +5,8 @@ Every message names what was found, where, and what to do about it.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from numbers import Integral
 
 
@@ -78,3 +80,18 @@ def check_whole(name: str, value: object, lowest: int = 1) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or value < lowest:
         raise ConfigurationError(f"{name}={value!r}: expected a whole number, {lowest} or more.")
+
+
+@contextlib.contextmanager
+def in_dataset(name: str) -> Iterator[None]:
+    """Name the data set, one of several, in what is raised about data and arguments within.
+
+    >>> with in_dataset("graded"):
+    ...     raise DataError("Column 'label' is missing.")
+    Traceback (most recent call last):
+    cross_trainer.errors.DataError: Data set 'graded': Column 'label' is missing.
+    """
+    try:
+        yield
+    except (DataError, ConfigurationError) as error:
+        raise type(error)(f"Data set {name!r}: {error}") from error

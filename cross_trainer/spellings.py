@@ -149,7 +149,7 @@ REFUSED: dict[str, dict[str, Refused]] = {
     "CrossEncoderTrainer": {
         "loss": Refused(
             "pass compute_loss_func=..., a loss of cross_trainer without the model, such as BinaryCrossEntropyLoss(), "
-            "or leave it out: the loss follows from the labels."
+            "or leave it out: the loss follows from the labels. For several data sets it may be {name: loss}."
         ),
         "evaluator": Refused(
             "pass compute_metrics=..., such as binary_metrics(), or leave it out: with an eval_dataset, metrics follow "
@@ -228,5 +228,6 @@ def check_own_arguments(model: Any, args: Any, data_collator: Any) -> None:
     if any(each.__module__.startswith("sentence_transformers.") for each in type(args).__mro__):
         raise ConfigurationError(
             f"args are {type(args).__name__}, which turn metrics off and have fields that nothing here reads, such as "
-            "batch_sampler and prompts. Give transformers.TrainingArguments with the other arguments."
+            "batch_sampler and prompts. Give transformers.TrainingArguments with the other arguments, and "
+            "CrossEncoderTrainer(mixing=...) for multi_dataset_batch_sampler."
         )

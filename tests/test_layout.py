@@ -22,6 +22,7 @@ ROOMS = {
         "pairs",
         "fingerprints",
         "items",
+        "mixing",
         "collator",
         "labelled",
         "grouping",
@@ -67,6 +68,7 @@ ROOMS = {
     "training": [
         "losses",
         "plan",
+        "several",
         "sharding",
         "adapting",
         "calibrating",

@@ -14,7 +14,7 @@ import pytest
 import torch
 from commands import write_collection
 from conftest import build_model, build_tokenizer
-from training.test_trainer import InfiniteLoss, arguments, check_what_metrics_see, lists, pairs, positives
+from training.test_trainer import InfiniteLoss, arguments, check_what_metrics_see, lists, pairs, positives, weights
 
 from cross_trainer import Collection, CrossEncoderTrainer, LambdaLoss, PairCollator
 from cross_trainer.errors import ConfigurationError, DataError, NotFiniteError
@@ -109,12 +109,43 @@ def evaluate_collection(folder, processes) -> dict[str, float]:
     return {key: found.metrics[f"test_{key}"] for key in collection.measures}
 
 
+MIXED = {
+    "several": ({}, "proportional", ()),
+    "several, accumulated": ({"gradient_accumulation_steps": 2}, 2.0, ()),
+    "several, streams among them": ({"max_steps": 7}, {"graded": 2, "ranked": 1, "found": 1}, ("graded", "found")),
+}
+
+
+def train_on_several(folder, processes, options, mixing, streams) -> dict[str, object]:
+    """Updates, losses and metrics of three data sets of different shapes."""
+    rows = {"graded": pairs(21), "ranked": lists(9), "found": positives(11)}
+    size = 8 // processes // options.get("gradient_accumulation_steps", 1)
+    trainer = CrossEncoderTrainer(
+        build_model(),
+        arguments(folder, per_device_train_batch_size=size, per_device_eval_batch_size=2, optim="sgd", **options),
+        train_dataset={name: each.to_iterable_dataset() if name in streams else each for name, each in rows.items()},
+        eval_dataset={"graded": pairs(7), "ranked": lists(5).to_iterable_dataset()},
+        data_collator=PairCollator(build_tokenizer(), swap=True, in_batch_negatives=3),
+        mixing=mixing,
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    losses = {f"{name} losses": [entry[f"{name}_loss"] for entry in logs if f"{name}_loss" in entry] for name in rows}
+    state = weights(trainer.accelerator.unwrap_model(trainer.model))
+    quality = {key: value for key, value in metrics.items() if key.endswith(("loss", "spearman", "map"))}
+    assert len(quality) == 4
+    return {"weights": state.tolist(), **losses, **quality}
+
+
 def main(folder: Path) -> None:
     processes = int(os.environ["WORLD_SIZE"])
     results = {"world_size": processes}
     check_stop(folder, processes)
     check_inputs(folder, processes)
     results["collection"] = evaluate_collection(folder, processes)
+    for name, case in MIXED.items():
+        results[name] = train_on_several(folder, processes, *case)
     for name, (dataset, options, loss) in CASES.items():
         size = 8 // processes // options.get("gradient_accumulation_steps", 1)
         held_out = lists(7) if name.startswith("lists") else positives(7) if "negatives" in name else pairs(7)

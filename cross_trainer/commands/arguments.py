@@ -7,7 +7,7 @@ import difflib
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -17,7 +17,7 @@ import typer
 from cross_trainer.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase, TrainingArguments
 
     from cross_trainer.training.trainer import CrossEncoderTrainer
@@ -207,14 +207,14 @@ def load_tokenizer(name: str, **source: Any) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def finish(trainer: CrossEncoderTrainer, splits: DatasetDict) -> None:
+def finish(trainer: CrossEncoderTrainer, splits: Mapping[str, Any]) -> None:
     """Evaluate the model, save it, read it back from disk, show its scores of three pairs, and end the run.
 
     Only the main process prints.
 
     Args:
         trainer: A trainer after `train`, which holds the best checkpoint if it was asked to load that.
-        splits: "validation", and "test" if there is one.
+        splits: "validation", and "test" if there is one; of several data sets, their rows by name.
     """
     results = {
         name: trainer.evaluate(splits[name], metric_key_prefix=name)
@@ -235,17 +235,19 @@ def _show_metrics(split: str, metrics: dict[str, float]) -> str:
     lines = [
         f"  {name:<24} {value:.4f}"
         for name, value in named.items()
-        if isinstance(value, float) and name not in NO_QUALITY
+        if isinstance(value, float) and not name.endswith(tuple(NO_QUALITY))
     ]
     return "\n".join([split, *lines])
 
 
-def _show_scores(trainer: CrossEncoderTrainer, rows: Dataset) -> str:
-    """The scores that the saved model gives the first three pairs."""
+def _show_scores(trainer: CrossEncoderTrainer, rows: Dataset | Mapping[str, Dataset]) -> str:
+    """The scores that the saved model gives the first three pairs, of the first of several data sets."""
     from cross_trainer.scoring.cross_encoder import CrossEncoder
 
-    assert trainer.plan is not None  # it has trained
-    columns = trainer.plan.for_dataset(rows).columns
+    plan = next(iter(trainer.plans.values()), trainer.plan)
+    assert plan is not None  # it has trained
+    rows = next(iter(rows.values())) if isinstance(rows, Mapping) else rows
+    columns = plan.for_dataset(rows).columns
     is_remote = bool(getattr(trainer.accelerator.unwrap_model(trainer.model).config, "auto_map", None))
     model = CrossEncoder(str(trainer.args.output_dir), trust_remote_code=is_remote)  # it has been run already
     pairs = []

@@ -89,6 +89,11 @@ def evaluate_collection(
         write_metrics(output, _as_json(metric, values, first, differences))
 
 
+def _check_outputs(paths: list[Name], overwrite: bool) -> None:
+    for path in paths:
+        check_output(path, overwrite)
+
+
 def rerank(
     encoder: CrossEncoder, collection: Collection, confidence: float | None = None, batch_size: int = 64
 ) -> tuple[dict[str, dict[str, float]], RunMetrics]:

@@ -2,13 +2,23 @@
 
     train_model(*parse_arguments(TrainArguments, GENERAL_DEFAULTS, ["--dataset", "pairs.csv"]))
 
+Several data sets are a mapping in a YAML file, each a source or one with options of its own:
+
+    dataset:
+      duplicates: questions.tsv
+      ranked: {dataset: answers.jsonl, loss: ListNetLoss}
+    mixing: even
+
 `cross-trainer train` calls this function, so its messages name the options of the command line.
 """
 
 from __future__ import annotations
 
 import ast
+import dataclasses
+import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -101,6 +111,32 @@ class TrainArguments(RecipeArguments):
     in_batch_negatives: int = field(
         default=0, metadata={"help": "Positives of other rows to train each row (query, positive) against."}
     )
+    mixing: str = field(
+        default="proportional",
+        metadata={
+            "help": "How several data sets, a mapping in YAML, share the updates: proportional to their sizes, even, a "
+            "temperature such as 2.0, or a mapping to weights."
+        },
+    )
+
+
+OF_EACH = ("dataset", "dataset_config", "text_columns", "label_column", "loss")
+"""What each of several data sets may have of its own."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A data set as it is trained on.
+
+    Attributes:
+        splits: "train", "validation", and "test" if there is one.
+        columns: Those to name, if any.
+        loss: None lets it follow from the labels.
+    """
+
+    splits: DatasetDict
+    columns: tuple[str, ...] | None
+    loss: Any
 
 
 def train_model(arguments: TrainArguments, training_arguments: TrainingArguments) -> None:
@@ -110,26 +146,22 @@ def train_model(arguments: TrainArguments, training_arguments: TrainingArguments
         ConfigurationError: The data set, the model or the loss isn't there.
         DataError: The data can't be trained on.
     """
-    from cross_trainer.training.plan import default_collator, make_plan
+    from cross_trainer.training.plan import default_collator
+    from cross_trainer.training.several import check_arguments, plan_training
     from cross_trainer.training.trainer import CrossEncoderTrainer
 
     if not arguments.dataset:
         raise ConfigurationError("--dataset is missing: a file, a folder or the id of a data set on the Hub.")
     adapters = arguments.adapters()
-    splits = load_splits(arguments.dataset, arguments.dataset_config, training_arguments.seed, arguments.columns())
     given: dict[str, Any] = {
         "revision": arguments.model_revision,
         "trust_remote_code": arguments.trust_remote_code or None,
     }
     source = {name: value for name, value in given.items() if value is not None}
-    reading: dict[str, Any] = {"template": arguments.template, "tokens": arguments.tokens}
-    names = splits["train"].column_names
-    instructed = INSTRUCTION in names and takes_instruction(arguments.model, **reading, **source)
-    columns, negatives = arguments.columns(), arguments.in_batch_negatives
-    check_columns(arguments.dataset, splits["train"], columns, negatives, instructed=instructed)
-    loss = None if arguments.loss is None else make_loss(arguments.loss)
-    if getattr(loss, "couples_rows", False):
-        splits, columns = grouped(splits, columns, instructed)
+    parts = {name: load_part(own, training_arguments.seed, source) for name, own in of_each(arguments).items()}
+    splits = {name: _by_name(parts, name) for name in ("train", "validation", "test")}
+    columns = {name: part.columns for name, part in parts.items() if name is not None and part.columns is not None}
+    loss = {name: part.loss for name, part in parts.items()}
     kwargs = source if arguments.tokens is None else {**source, "tokens": arguments.tokens}
     options: dict[str, Any] = {
         "train_dataset": splits["train"],
@@ -140,29 +172,109 @@ def train_model(arguments: TrainArguments, training_arguments: TrainingArguments
             arguments.truncation,
             kwargs,
             max_length=arguments.max_length,
-            columns=columns,
+            columns=parts[None].columns if None in parts else columns or None,
             swap=arguments.swap,
-            in_batch_negatives=negatives,
+            in_batch_negatives=arguments.in_batch_negatives,
             template=arguments.template,
             instruction=arguments.instruction,
             max_query_length=arguments.max_query_length,
         ),
-        "compute_loss_func": loss,
+        "compute_loss_func": loss.get(None, loss),
         "padding_free": arguments.padding_free,
         "max_tokens": arguments.max_tokens,
         "model_kwargs": kwargs,
     }
+    mixing = read_mixing(arguments.mixing)
+    if None not in parts and training_arguments.metric_for_best_model == BY_KIND:
+        training_arguments.metric_for_best_model = f"{next(iter(parts))}_{BY_KIND}"
     if arguments.dry_run:
+        check_arguments(training_arguments, splits["train"], splits["validation"], mixing)
         smoothing, device = training_arguments.label_smoothing_factor, training_arguments.device.type
-        typer.echo(repr(make_plan(arguments.model, **options, label_smoothing_factor=smoothing, device=device)))
+        plans = plan_training(arguments.model, **options, label_smoothing_factor=smoothing, device=device)
+        typer.echo("\n".join(map(repr, plans.values())))
         if arguments.lora:
             typer.echo(f"LoRA({', '.join(f'{name}={value!r}' for name, value in arguments.lora_settings().items())})")
         return
     options |= adapters | {name: getattr(arguments, name) for name in ("card_examples", "fingerprints")}
+    options["mixing"] = mixing
     trainer = CrossEncoderTrainer(arguments.model, training_arguments, **options)
     _choose_best_by(trainer)
     trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint)
-    finish(trainer, splits)
+    finish(trainer, {name: rows for name, rows in splits.items() if rows})
+
+
+def of_each(arguments: TrainArguments) -> dict[str | None, TrainArguments]:
+    """The arguments of each data set by its name, or of the only one under None.
+
+    >>> list(of_each(TrainArguments(dataset='{"pairs": "pairs.csv", "graded": {"dataset": "sts.csv"}}')))
+    ['pairs', 'graded']
+
+    Raises:
+        ConfigurationError: A data set has an option that only all can have, or no source.
+    """
+    if not arguments.dataset.lstrip().startswith("{"):
+        return {None: arguments}
+    found: dict[str | None, TrainArguments] = {}
+    for name, own in _read_json("dataset", arguments.dataset).items():
+        options = own if isinstance(own, Mapping) else {"dataset": own}
+        unknown = [option for option in options if option not in OF_EACH]
+        if unknown or not isinstance(options.get("dataset"), str):
+            problem = f"has the option {unknown[0]!r}" if unknown else "has no source"
+            raise ConfigurationError(
+                f"--dataset: {name!r} {problem}. Expected a file, a folder or an id on the Hub, or a mapping with "
+                f"'dataset' and perhaps {', '.join(OF_EACH[1:])}."
+            )
+        found[name] = dataclasses.replace(arguments, **options)
+    return found
+
+
+def read_mixing(written: str) -> Any:
+    """How data sets are mixed: a word, or a number or weights as JSON.
+
+    >>> read_mixing("even"), read_mixing("2"), read_mixing('{"a": 1, "b": 0.5}')
+    ('even', 2, {'a': 1, 'b': 0.5})
+    """
+    return written if written.isidentifier() else _read_json("mixing", written)
+
+
+def _read_json(option: str, written: str) -> Any:
+    try:
+        return json.loads(written)
+    except json.JSONDecodeError as error:
+        raise ConfigurationError(
+            f"--{option} {written}: {error}. Write mappings in a YAML file, or as JSON."
+        ) from error
+
+
+def load_part(arguments: TrainArguments, seed: int, source: Mapping[str, Any]) -> Part:
+    """Load a data set, check its columns, and bring its rows into the form that its loss takes.
+
+    Args:
+        arguments: Those of this data set.
+        seed: Of the draw of a validation split.
+        source: Where the model is loaded from.
+
+    Raises:
+        ConfigurationError: The data set or the loss isn't there.
+        DataError: There is no training data, no two texts or no label.
+    """
+    splits = load_splits(arguments.dataset, arguments.dataset_config, seed, arguments.columns())
+    reading: dict[str, Any] = {"template": arguments.template, "tokens": arguments.tokens}
+    names = splits["train"].column_names
+    instructed = INSTRUCTION in names and takes_instruction(arguments.model, **reading, **source)
+    columns, negatives = arguments.columns(), arguments.in_batch_negatives
+    check_columns(arguments.dataset, splits["train"], columns, negatives, instructed=instructed)
+    loss = None if arguments.loss is None else make_loss(arguments.loss)
+    if getattr(loss, "couples_rows", False):
+        splits, columns = grouped(splits, columns, instructed)
+    return Part(splits, columns, loss)
+
+
+def _by_name(parts: Mapping[str | None, Part], split: str) -> Any:
+    """A split of the only data set, or of each that has it by its name; None or nothing where none has it."""
+    if None in parts:
+        return parts[None].splits.get(split)
+    return {name: part.splits[split] for name, part in parts.items() if split in part.splits}
 
 
 def grouped(
@@ -210,15 +322,23 @@ def make_loss(written: str) -> Any:
 
 
 def _choose_best_by(trainer: CrossEncoderTrainer) -> None:
-    """Let the main metric for the data's labels choose the best checkpoint, unless the user asked for another."""
-    if trainer.args.metric_for_best_model != BY_KIND:
+    """Let the main metric for the data's labels choose the best checkpoint, unless the user asked for another.
+
+    Of several data sets it is that of the first.
+    """
+    asked = trainer.args.metric_for_best_model or ""
+    if not asked.endswith(BY_KIND):
         return
-    metric = MAIN_METRICS.get(type(trainer.compute_metrics).__name__, "loss")
+    plan = next(iter(trainer.plans.values()), trainer.plan)
+    metrics = trainer.compute_metrics if plan is None else plan.metrics
+    metric = asked.removesuffix(BY_KIND) + MAIN_METRICS.get(type(metrics).__name__, "loss")
     trainer.args.metric_for_best_model = metric
-    trainer.args.greater_is_better = metric != "loss"
+    trainer.args.greater_is_better = not metric.endswith("loss")
     if trainer.args.load_best_model_at_end:
         logger.info(
-            "The best checkpoint is the one with the %s %s.", "lowest" if metric == "loss" else "highest", metric
+            "The best checkpoint is the one with the %s %s.",
+            "highest" if trainer.args.greater_is_better else "lowest",
+            metric,
         )
 
 

@@ -61,6 +61,9 @@ ROW_NUMBERS = "row_numbers"
 NUM_DOCUMENTS = "num_documents"
 """[G] how many documents each query of an unlabelled batch has."""
 
+DATASET = "dataset"
+"""The name of a training batch's data set, where there are several."""
+
 
 class PairCollator:
     """Tokenise rows as pairs, pad them and add their labels.
@@ -86,7 +89,8 @@ class PairCollator:
         padding: `True` or `"longest"` pads to the longest pair of the batch, `"max_length"` to `max_length`.
         pad_to_multiple_of: Round the padded length up to a multiple of this.
         columns: Names `(first text, second text)` or `(first text, second text, label)`, or `Columns`. Default:
-            resolved from the first row of the first batch, see `cross_trainer.data.columns`.
+            resolved from the first row of the first batch, see `cross_trainer.data.columns`. For a
+            `CrossEncoderTrainer` with several data sets, a mapping from some of their names to these.
         swap: In training, present each pair in either order with probability one half, for symmetric tasks. Evaluation
             never swaps. `CrossEncoderTrainer` knows which rows it trains on; for any other trainer, mark them with
             `for_training`.
@@ -113,7 +117,7 @@ class PairCollator:
         truncation: Truncation | None = None,
         padding: bool | Literal["longest", "max_length"] = True,
         pad_to_multiple_of: int | None = None,
-        columns: Columns | Sequence[str] | None = None,
+        columns: Columns | Sequence[str] | Mapping[str, Columns | Sequence[str]] | None = None,
         swap: bool = False,
         in_batch_negatives: int = 0,
         template: Template | str | Sequence[str] | None = None,
@@ -167,7 +171,8 @@ class PairCollator:
     def as_planned(self, max_length: int | None, padding_side: str | None) -> PairCollator:
         """This collator for `CrossEncoderTrainer`: as long and padded as the model allows, with rows named in batches.
 
-        Batches have two more entries that no model reads: `ROW_NUMBERS`, and `NUM_DOCUMENTS` for lists without labels.
+        Batches have more entries that no model reads: `ROW_NUMBERS`, `NUM_DOCUMENTS` for lists without labels, and
+        in training on several data sets `DATASET`.
         Both collators count into the same statistics.
         """
         check_template(self.template, self.tokenizer, max_length)
@@ -198,11 +203,20 @@ class PairCollator:
     def resolve(
         self,
         dataset: Rows,
-        columns: Columns | Sequence[str] | None,
+        columns: Columns | Sequence[str] | Mapping[str, Columns | Sequence[str]] | None,
         *,
         trained_on: Sequence[str] | None = None,
     ) -> Columns:
-        """What the columns of a data set are for, where `columns` doesn't say; see `resolve_columns`."""
+        """What the columns of a data set are for, where `columns` doesn't say; see `resolve_columns`.
+
+        Raises:
+            ConfigurationError: `columns` are those of several data sets.
+            DataError: See `resolve_columns`.
+        """
+        if isinstance(columns, Mapping):
+            raise ConfigurationError(
+                f"columns={dict(columns)} go by the names of several data sets, and this is one: give its columns."
+            )
         instructed = self.template is not None and self.template.takes_instruction
         return resolve_columns(dataset, columns, self.in_batch_negatives, trained_on=trained_on, instructed=instructed)
 
@@ -347,13 +361,16 @@ def _fields(item: Item) -> Fields:
 
 def _place(item: Item) -> str:
     """What ends the name of a column in messages about an item."""
-    return "" if item.number is None else f", row {item.number}"
+    row = "" if item.number is None else f", row {item.number}"
+    return row if item.dataset is None else f"{row} of {item.dataset!r}"
 
 
-def _description(items: Sequence[Item], fields: Sequence[Fields], labels: list[Any] | None) -> dict[str, torch.Tensor]:
+def _description(items: Sequence[Item], fields: Sequence[Fields], labels: list[Any] | None) -> dict[str, Any]:
     """What `CrossEncoderTrainer` wants to know of a batch's rows."""
     numbers = [-1 if item.number is None else item.number for item in items if item.row is not None]
-    found = {ROW_NUMBERS: torch.tensor(numbers, dtype=torch.long)}
+    named = items[0].training and items[0].dataset is not None
+    found: dict[str, Any] = {DATASET: items[0].dataset} if named else {}
+    found |= {ROW_NUMBERS: torch.tensor(numbers, dtype=torch.long)}
     columns = items[0].columns
     if labels is None and columns.grouped:
         counts = [0 if row is None else len(row[columns.documents[0]]) for row in fields]

@@ -13,6 +13,7 @@ same in any number of workers and processes, and after training was resumed.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from cross_trainer.data.columns import Columns, Row, Rows, plain_rows, select
-from cross_trainer.errors import DataError
+from cross_trainer.errors import DataError, in_dataset
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Item:
         training: Whether the collator's `swap` applies, and whether the row counts in its statistics.
         seed: What random choices about the row are drawn from; None for torch's default generator.
         negatives: More documents for a query, with the label 0; None leaves them to the collator.
+        dataset: The name of the row's data set, where there are several.
     """
 
     row: Row | None
@@ -43,6 +45,7 @@ class Item:
     training: bool = True
     seed: str | None = None
     negatives: tuple[str, ...] | None = None
+    dataset: str | None = None
 
 
 class MappedItems(Dataset[Item]):
@@ -54,6 +57,7 @@ class MappedItems(Dataset[Item]):
         training: Whether it is trained on.
         seed: Decides with the pass and the row's number what is drawn for a row.
         negatives: More documents for each row's query, with the label 0.
+        name: What the data set is called among several.
     """
 
     def __init__(
@@ -64,12 +68,14 @@ class MappedItems(Dataset[Item]):
         training: bool,
         seed: int = 0,
         negatives: Sequence[tuple[str, ...]] = (),
+        name: str | None = None,
     ) -> None:
         self.rows = select(plain_rows(rows), columns)
         self.columns = columns
         self.training = training
         self.seed = seed
         self.negatives = negatives
+        self.name = name
         self._epoch = _shared_epoch()
 
     def set_epoch(self, epoch: int) -> None:
@@ -83,11 +89,14 @@ class MappedItems(Dataset[Item]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[Item]:
-        """The items at `indices`, fetched at once where the data set can do that."""
+        """The items at `indices` in the pass that has begun."""
+        return self.at(indices, int(self._epoch))
+
+    def at(self, indices: list[int], epoch: int) -> list[Item]:
+        """The items at `indices` in a pass over the data, fetched at once where the data set can do that."""
         real = [index for index in indices if index < len(self)]
         fetch = getattr(self.rows, "__getitems__", None)
         found = dict(zip(real, fetch(real) if fetch is not None else [self.rows[index] for index in real], strict=True))
-        epoch = int(self._epoch)
         return [
             Item(
                 found.get(index),
@@ -97,6 +106,7 @@ class MappedItems(Dataset[Item]):
                 # Nobody has said which pass it is: draw as torch's dataloaders do.
                 None if epoch < 0 else f"{self.seed}:{epoch}:{index}",
                 self.negatives[index] if index < len(self.negatives) else None,
+                self.name,
             )
             for index in indices
         ]
@@ -112,6 +122,7 @@ class StreamedItems(IterableDataset[Item]):
         training: Whether it is trained on.
         seed: Decides with the pass and the row's number what is drawn for a row.
         check: Raises a DataError for a row, given with its number, that can't be trained or evaluated on.
+        name: What the stream is called among several data sets.
 
     Attributes:
         ended: Called with the number of rows when all have been read.
@@ -126,6 +137,7 @@ class StreamedItems(IterableDataset[Item]):
         training: bool,
         seed: int = 0,
         check: Callable[[Row, int], None] | None = None,
+        name: str | None = None,
     ) -> None:
         self.rows = plain_rows(rows)
         self.columns = columns
@@ -133,6 +145,7 @@ class StreamedItems(IterableDataset[Item]):
         self.training = training
         self.seed = seed
         self.check = check
+        self.name = name
         self.ended: Callable[[int], None] | None = None
         self._epoch = _shared_epoch()
 
@@ -150,11 +163,11 @@ class StreamedItems(IterableDataset[Item]):
         for number, row in enumerate(self._part()):
             self._check(row, number, None if alone else worker.id)  # type: ignore[union-attr]
             seed = f"{self.seed}:{max(int(self._epoch), 0)}:{part}{number}"
-            yield Item(row, self.columns, number if alone else None, self.training, seed)
+            yield Item(row, self.columns, number if alone else None, self.training, seed, dataset=self.name)
         if self.ended is not None:
             self.ended(number + 1)
         for _ in range(-(number + 1) % self.multiple):
-            yield Item(None, self.columns, None, self.training)
+            yield Item(None, self.columns, None, self.training, dataset=self.name)
 
     def _part(self) -> Iterator[Row]:
         """The rows of this worker. Torch's streams divide themselves; of another iterable each takes its share."""
@@ -167,7 +180,8 @@ class StreamedItems(IterableDataset[Item]):
         if self.check is None:
             return
         try:
-            self.check(row, number)
+            with contextlib.nullcontext() if self.name is None else in_dataset(self.name):
+                self.check(row, number)
         except DataError as error:
             if worker is None:
                 raise

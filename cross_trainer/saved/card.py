@@ -118,6 +118,7 @@ class TrainingFacts:
         facts: Other lines by what they tell: "hardware", "duration", ...
         versions: Of packages, by name.
         figures: Pictures of it.
+        losses: Of several data sets, the `repr` of each one's.
     """
 
     loss: str | None
@@ -125,6 +126,7 @@ class TrainingFacts:
     facts: Mapping[str, str]
     versions: Mapping[str, str]
     figures: Sequence[Figure] = ()
+    losses: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,8 @@ class CardFacts:
         truncation: Which text of a longer pair is cut.
         is_adapter: Whether the folder holds an adapter of the base model alone.
         graded: Whether scores were trained to order the documents of a query.
-        data: What it was trained on.
+        data: What it was trained on; of several data sets the first, whose loss says what a score means.
+        parts: The several data sets, each by its name in the run.
         evaluations: The main one first.
         training: How it was trained.
         usage: Scores to show.
@@ -157,6 +160,7 @@ class CardFacts:
     is_adapter: bool = False
     graded: bool = False
     data: DataFacts | None = None
+    parts: Mapping[str, DataFacts] = field(default_factory=dict)
     evaluations: Sequence[EvaluationFacts] = ()
     training: TrainingFacts | None = None
     usage: Usage = field(default_factory=Usage)
@@ -282,13 +286,10 @@ def metadata(facts: CardFacts) -> dict[str, Any]:
     """
     from huggingface_hub import ModelCardData
 
-    sets = [facts.data, *(each.data for each in facts.evaluations)]
+    sets = [facts.data, *facts.parts.values(), *(each.data for each in facts.evaluations)]
     results = [result for each in facts.evaluations for result in _results(facts, each)]
-    losses = (
-        []
-        if facts.training is None or facts.training.loss is None
-        else [f"loss:{facts.training.loss.partition('(')[0]}"]
-    )
+    trained = [] if facts.training is None else [facts.training.loss, *facts.training.losses.values()]
+    losses = list(dict.fromkeys(f"loss:{loss.partition('(')[0]}" for loss in trained if loss is not None))
     data = ModelCardData(
         base_model=facts.base_model if facts.base_on_hub else None,
         datasets=list(dict.fromkeys(each.hub_id for each in sets if each is not None and each.hub_id)) or None,
@@ -403,7 +404,7 @@ _CUT = {
 
 def _scores(facts: CardFacts) -> str:
     return "\n\n".join(
-        ["## What a score means", _meaning(facts), *(_bought(each) for each in facts.evaluations[:1])]
+        ["## What a score means", _meaning(facts) + _whose(facts), *(_bought(each) for each in facts.evaluations[:1])]
     ).strip()
 
 
@@ -432,6 +433,14 @@ def _meaning(facts: CardFacts) -> str:
         f"What `{facts.activation}` makes of the model's {'logit' if count == 1 else f'{count} logits'}.": True,
     }
     return next(text for text, holds in cases.items() if holds)
+
+
+def _whose(facts: CardFacts) -> str:
+    """Of several data sets, whose labels the meaning is that of."""
+    if not facts.parts:
+        return ""
+    first, *others = (f"`{_clean(name)}`" for name in facts.parts)
+    return f" That holds for pairs like those of {first}; the model was also trained on {', '.join(others)}."
 
 
 def _bought(evaluation: EvaluationFacts) -> str:
@@ -484,9 +493,14 @@ def _evaluation(facts: CardFacts) -> str:
 
 
 def _data(facts: CardFacts) -> str:
-    data = facts.data
-    if data is None:
-        return ""
+    if facts.parts:
+        return "\n\n".join(
+            ["## Training data", *(f"### {_clean(name)}\n\n{_data_set(data)}" for name, data in facts.parts.items())]
+        )
+    return "" if facts.data is None else f"## Training data\n\n{_data_set(facts.data)}"
+
+
+def _data_set(data: DataFacts) -> str:
     rows = f"{data.rows:,} rows."
     if data.is_sample:
         rows = f"a stream, whose first {data.rows:,} rows were looked at." if data.rows else "a stream."
@@ -498,7 +512,7 @@ def _data(facts: CardFacts) -> str:
         for name, value in (("configuration", data.config), ("split", data.split), ("revision", data.revision))
         if value
     )
-    parts = [f"## Training data\n\n{source}{f' ({details})' if details else ''}: {rows}"]
+    parts = [f"{source}{f' ({details})' if details else ''}: {rows}"]
     parts += (
         [_table(("column", "what it is"), [(f"`{_clean(name)}`", role) for name, role in data.columns.items()])]
         if data.columns
@@ -533,6 +547,7 @@ def _training(facts: CardFacts) -> str:
     if training is None:
         return ""
     loss = {} if training.loss is None else {"Loss": f"`{training.loss}`"}
+    loss |= {f"Loss of `{_clean(name)}`": f"`{each}`" for name, each in training.losses.items()}
     parts = ["## Training", _bullets({**loss, **training.facts}), *_pictures(training.figures)]
     if training.arguments:
         parts += [

@@ -124,7 +124,7 @@ class RunRecord:
         self.examples = examples
         self.figures = has_matplotlib if figures is None else figures
         self.evaluations: list[Evaluated] = []
-        self._data: tuple[DataPlan, DataFacts] | None = None
+        self._data: dict[str, tuple[DataPlan, DataFacts]] = {}
 
     def keep(self, name: str, planned: DataPlan, output: Any, metric: Any, step: int, best: int | None) -> None:
         """Keep an evaluation, and of the earlier ones those of the same model and of the best one."""
@@ -154,11 +154,12 @@ class RunRecord:
             address: Where it will be loaded from.
             quick: Leave out what takes time: pictures, intervals and scores.
         """
-        plan: Plan | None = trainer.plan
+        plan: Plan | None = next(iter(trainer.plans.values()), trainer.plan)
         model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
         config = model.config
         base, base_on_hub = base_model(config)
         data = self.data_of(trainer)
+        first = next(iter(data.values()), None)
         kept: list[EvaluationFacts] = []
         figures = self.figures and not quick
         for each in self._evaluations_of(step, trainer):
@@ -175,7 +176,8 @@ class RunRecord:
             truncation=collator.truncation if is_ours else "longest_first",
             is_adapter=hasattr(model, "peft_config"),
             graded=plan is not None and plan.columns.grouped,
-            data=data,
+            data=first,
+            parts=data if len(data) > 1 else {},
             evaluations=kept,
             training=self._training(trainer, folder, figures) if trainer.state.log_history or data else None,
             usage=Usage() if quick or not is_ours else self._usage(trainer, model, plan),
@@ -197,15 +199,13 @@ class RunRecord:
             for each in metrics[-1:]
         ]
 
-    def data_of(self, trainer: Any) -> DataFacts | None:
-        """What is known of the training data; read once."""
-        plan: Plan | None = trainer.plan
-        if plan is None or trainer.train_dataset is None:
-            return None
-        planned = plan.for_dataset(trainer.train_dataset)
-        if self._data is None or self._data[0] is not planned:
-            self._data = planned, data_facts(planned, "train", plan, self.examples)
-        return self._data[1]
+    def data_of(self, trainer: Any) -> dict[str, DataFacts]:
+        """What is known of the training data, by its name in the run; each read once."""
+        trained = trainer.training_data
+        for name, (plan, planned) in trained.items():
+            if name not in self._data or self._data[name][0] is not planned:
+                self._data[name] = planned, data_facts(planned, name, plan, self.examples)
+        return {name: self._data[name][1] for name in trained}
 
     def _evaluation(
         self, found: Evaluated, trainer: Any, folder: Path, *, figures: bool, quick: bool
@@ -233,7 +233,9 @@ class RunRecord:
             drawn = _save(folder, [] if picture is None else [picture])
         versions = {"Python": platform.python_version(), "cross_trainer": cross_trainer.__version__}
         versions |= {name: found for name in VERSIONS if (found := _version(name)) is not None}
-        return TrainingFacts(_loss(trainer.plan), _arguments(trainer.args), _run(trainer), versions, drawn)
+        losses = {name: loss for name, plan in trainer.plans.items() if (loss := _loss(plan)) is not None}
+        loss = None if trainer.plans else _loss(trainer.plan)
+        return TrainingFacts(loss, _arguments(trainer.args), _run(trainer), versions, drawn, losses)
 
     def _usage(self, trainer: Any, model: Any, plan: Plan | None) -> Usage:
         """Scores of examples, or of pairs that no data set holds; computed by this process alone."""
@@ -247,7 +249,7 @@ class RunRecord:
     def _shown_pairs(self, plan: Plan | None, trainer: Any) -> Sequence[Pair]:
         if not self.examples or plan is None or trainer.train_dataset is None or plan.columns.shape == "tokens":
             return NEUTRAL_PAIRS
-        planned = plan.for_dataset(trainer.train_dataset)
+        _, planned = next(iter(trainer.training_data.values()))
         rows = [as_mapping(row) for row in itertools.islice(iterate(planned.dataset), min(self.examples, 2))]
         pairs = [(cut(a), cut(b)) for a, b in flat_pairs(read_texts(rows, planned.columns, [""] * len(rows)))]
         return [pair for pair in pairs if all(pair)][:2] or NEUTRAL_PAIRS
@@ -482,7 +484,10 @@ def _run(trainer: Any) -> dict[str, str]:
         if pairs and runtime:
             told["Speed"] = f"{pairs / runtime:,.0f} pairs per second, evaluations included"
     if state.global_step:
-        told["Steps"] = f"{state.global_step:,}, which are {state.epoch or 0:.4g} passes over the data"
+        passes = f"{state.epoch or 0:.4g} {'epochs' if trainer.plans else 'passes over the data'}"
+        told["Steps"] = f"{state.global_step:,}, which are {passes}"
+    if trainer.plans:
+        told["Mixing"] = f"`{trainer.mixing}`, each update from one of {len(trainer.plans)} data sets"
     if state.best_global_step and state.best_metric is not None:
         metric = str(args.metric_for_best_model).removeprefix("eval_")
         told["Best checkpoint"] = f"step {state.best_global_step:,}, with {metric} {state.best_metric:.4f}"

@@ -155,6 +155,7 @@ class Plan:
         collator: What makes batches of rows.
         chose_metrics: Whether metrics follow from each data set's own labels, as none were given.
         datasets: The data sets that were looked at, training data first.
+        name: What the training data is called among several data sets.
     """
 
     columns: Columns
@@ -171,6 +172,7 @@ class Plan:
     collator: Callable[..., Any] = field(compare=False)
     chose_metrics: bool = True
     datasets: tuple[DataPlan, ...] = ()
+    name: str | None = None
 
     @property
     def num_labels(self) -> int:
@@ -181,6 +183,7 @@ class Plan:
         """One decision a line."""
         span = f" from {self.labels.minimum:g} to {self.labels.maximum:g}" if math.isfinite(self.labels.minimum) else ""
         shown = {
+            **({} if self.name is None else {"name": repr(self.name)}),
             "columns": repr(self.columns),
             "labels": f"{self.labels.kind}{span}, {self.labels.rows} rows",
             "num_labels": f"{self.num_labels}",
@@ -255,6 +258,8 @@ def make_plan(
     max_tokens: int | None = None,
     device: str = "cpu",
     model_kwargs: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    beside: Plan | None = None,
 ) -> Plan:
     """Decide all that a `CrossEncoderTrainer` with these arguments does, and check all rows; nothing is changed.
 
@@ -275,6 +280,8 @@ def make_plan(
         max_tokens: Tokens of a forward pass at most.
         device: The type of the device that computes: "cpu", "cuda", ...
         model_kwargs: Of a model given by its name: where to load it from, and what to trust; see `load_planned`.
+        name: What the training data is called among several data sets; see `make_plans`.
+        beside: The plan of another one that the same model is trained on, whose config it shares.
 
     Raises:
         DataError: A row can't be trained or evaluated on; the message names the column, the row and the remedy.
@@ -287,9 +294,14 @@ def make_plan(
         raise ConfigurationError("There is no data set to plan for: give a train_dataset or an eval_dataset.")
     source = source_of(model_kwargs)
     collator = data_collator if data_collator is not None else default_collator(model, model_kwargs=model_kwargs)
-    config = _config_of(model, model_kwargs)[0] if isinstance(model, str) else copy.deepcopy(model.config)
+    if beside is not None:
+        config = beside.config
+    else:
+        config = _config_of(model, model_kwargs)[0] if isinstance(model, str) else copy.deepcopy(model.config)
     columns, labels = _look_at(datasets[0], collator, config)
-    if isinstance(model, str):
+    if beside is not None:
+        _check_outputs(model, labels, compute_loss_func, beside)
+    elif isinstance(model, str):
         config = _new_config(model, config, labels, source)
     modules = _modules(model, config, source)
     if isinstance(collator, PairCollator):
@@ -326,6 +338,7 @@ def make_plan(
         config=config,
         collator=collator,
         chose_metrics=compute_metrics is None,
+        name=name,
     )
     planned = [plan._data_plan(datasets[0], columns, labels)]  # noqa: SLF001
     planned += [plan.for_dataset(dataset) for dataset in datasets[1:]]
@@ -484,6 +497,23 @@ def _new_config(name: str, config: Any, labels: Survey, source: Mapping[str, Any
     if labels.kind == "class" and labels.class_names is not None and set(config.label2id) != set(labels.class_names):
         name_labels(config, labels.class_names)
     return config
+
+
+def _check_outputs(model: torch.nn.Module | str, labels: Survey, loss: Loss | None, beside: Plan) -> None:
+    """Check that labels need as many outputs as those of the data set that the model is made for.
+
+    Raises:
+        ConfigurationError: They don't. Of a model that is there already, `choose_loss` says whether labels fit it.
+    """
+    wanted, others = choose_num_labels(labels), choose_num_labels(beside.labels)
+    made = isinstance(model, str) or (loss is None and beside.num_labels == others)
+    some_classes = beside.labels.kind == "class" and labels.kind in {"class", "binary"} and wanted < beside.num_labels
+    if made and wanted != beside.num_labels and not some_classes:
+        raise ConfigurationError(
+            f"its labels ({labels.kind}) need num_labels={wanted}, and those of {beside.name!r} ({beside.labels.kind}) "
+            f"num_labels={others}. One model gives every pair the same outputs: train a model on each, or bring the "
+            "labels to one form."
+        )
 
 
 def _limit(collator: Any, config: Any) -> int | None:

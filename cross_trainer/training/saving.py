@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
 from cross_trainer.data.collator import PairCollator
+from cross_trainer.data.columns import is_stream
 from cross_trainer.data.fingerprints import Fingerprints, Recorder, fingerprints_of, joined
 from cross_trainer.disk import telling_full
 from cross_trainer.errors import ConfigurationError, DiskFullError, UnsupportedModelError
@@ -36,7 +37,7 @@ from cross_trainer.saved.readme import Readme
 from cross_trainer.training.checkpoints import begin_checkpoint, give_up
 from cross_trainer.training.facts import RunRecord
 from cross_trainer.training.hub import HUB_ERRORS, say_not_uploaded, watch_uploads
-from cross_trainer.training.plan import Plan
+from cross_trainer.training.plan import DataPlan, Plan
 
 AFTER_FULL_CHECKPOINT = (
     "Earlier checkpoints are as they were: free some space, or set save_total_limit, and go on with "
@@ -48,10 +49,11 @@ class SavingTrainer(TrainerSeams):
     """What `CrossEncoderTrainer` is beside training and evaluating; its constructor sets what is declared here."""
 
     plan: Plan | None
+    plans: dict[str, Plan]
     hub_model_id: Any  # a name, or None before there is a repository
     push_in_progress: Any
     _record: RunRecord
-    _hub_error: Exception | None  # why there is no repository
+    _hub_error: Exception | None = None  # why there is no repository
 
     # What is being saved.
     _merges = False
@@ -59,9 +61,9 @@ class SavingTrainer(TrainerSeams):
 
     # What was trained on.
     _fingerprints: bool
-    _recorder: Recorder | None  # of a stream
-    _hashed: Fingerprints | None  # of mapped rows
-    _trained_before: Fingerprints | None  # of the checkpoint that training goes on from
+    _recorders: list[Recorder]  # of streams
+    _hashed: Fingerprints | None = None  # of mapped rows
+    _trained_before: Fingerprints | None = None  # of the checkpoint that training goes on from
     _source: dict[str, Any]
 
     @property
@@ -73,6 +75,16 @@ class SavingTrainer(TrainerSeams):
         assert self.args.output_dir is not None  # TrainingArguments fill it in
         return self.args.output_dir
 
+    @property
+    def training_data(self) -> dict[str, tuple[Plan, DataPlan]]:
+        """What is trained on, by its name in the run, with the plan that is followed; "train" where it has none."""
+        rows: Any = self.train_dataset
+        if self.plan is None or rows is None:
+            return {}
+        if not self.plans:
+            return {"train": (self.plan, self.plan.for_dataset(rows))}
+        return {name: (plan, plan.for_dataset(rows[name])) for name, plan in self.plans.items()}
+
     def trained_rows(self, *, begun: bool = False) -> Fingerprints:
         """Fingerprints of the pairs that the model was trained on, in this training and in earlier ones, if known.
 
@@ -82,11 +94,12 @@ class SavingTrainer(TrainerSeams):
         earlier = load_trained_rows(self._config.name_or_path, self._source) if self._config.name_or_path else None
         if not (begun or self.state.global_step) or self.plan is None or not self._fingerprints:
             return joined(earlier)
-        if self._recorder is not None:
-            return joined(earlier, self._trained_before, self._recorder.fingerprints())
-        if self._hashed is None and self.train_dataset is not None and isinstance(self.data_collator, PairCollator):
-            self._hashed = fingerprints_of(self.train_dataset, self.plan.columns)
-        return joined(earlier, self._trained_before, self._hashed)
+        if self._hashed is None and isinstance(self.data_collator, PairCollator):
+            planned = [planned for _, planned in self.training_data.values() if not is_stream(planned.dataset)]
+            self._hashed = joined(*(fingerprints_of(each.dataset, each.columns) for each in planned))
+        return joined(
+            earlier, self._trained_before, self._hashed, *(recorder.fingerprints() for recorder in self._recorders)
+        )
 
     @property
     def _model_step(self) -> int:

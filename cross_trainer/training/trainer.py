@@ -21,7 +21,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import datasets
@@ -33,12 +33,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from cross_trainer.data.collator import NUM_DOCUMENTS, ROW_NUMBERS, PairCollator
+from cross_trainer.data.collator import DATASET, NUM_DOCUMENTS, ROW_NUMBERS, PairCollator
 from cross_trainer.data.columns import IGNORED_LABEL, NUM_RELEVANT, Columns, Rows, is_stream
-from cross_trainer.data.fingerprints import Fingerprints, Recorder
+from cross_trainer.data.fingerprints import Recorder
 from cross_trainer.data.items import Item, MappedItems, StreamedItems
+from cross_trainer.data.mixing import PROPORTIONAL, MixedItems, MixedStream, Mixing, check_names
 from cross_trainer.data.survey import RowCheck, text_lengths
-from cross_trainer.errors import ConfigurationError, DataError, NotFiniteError, check_whole
+from cross_trainer.errors import ConfigurationError, NotFiniteError, check_whole
 from cross_trainer.execution.padding_free import PaddingFree, enable_padding_free, unpad_indices
 from cross_trainer.execution.token_budget import budgeted_forward, budgeted_step
 from cross_trainer.internals import mark_unprepared, replaced
@@ -52,14 +53,24 @@ from cross_trainer.training.calibrating import calibrate_on
 from cross_trainer.training.checkpoints import check_complete, check_folders, check_room, last_complete_checkpoint
 from cross_trainer.training.facts import RunRecord
 from cross_trainer.training.losses import logits_of, to_grid
-from cross_trainer.training.plan import DataPlan, Plan, default_collator, load_planned, make_plan, source_of
+from cross_trainer.training.plan import DataPlan, Plan, default_collator, load_planned, source_of
 from cross_trainer.training.saving import SavingTrainer, check_uploads
+from cross_trainer.training.several import (
+    by_name,
+    check_arguments,
+    mixed_items,
+    mixing_sampler,
+    plan_of,
+    plan_training,
+)
 from cross_trainer.training.sharding import fill_batches
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 logger = logging.getLogger(__name__)
+
+TrainingRows: TypeAlias = MappedItems | StreamedItems | MixedItems | MixedStream
 
 TRUNCATION_WARNING = 0.05  # share of truncated pairs above which a warning is due
 
@@ -85,12 +96,13 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
             gives them.
         train_dataset: Rows of any shape that `cross_trainer.data.columns` knows, from a `Dataset`, an
             `IterableDataset`, a torch `Dataset` or a list. Of a `DatasetDict` the split "train" is taken, and
-            "validation" where `eval_dataset` isn't given.
-        eval_dataset: Likewise, or a `Collection`, or a mapping from names to data sets. A collection has metrics and no
-            loss.
+            "validation" where `eval_dataset` isn't given. Or several data sets, {name: rows}, each with columns and a
+            loss of its own; see `mixing`.
+        eval_dataset: Likewise, or a `Collection`, or a mapping from names to these; with several data sets to train on,
+            one from some of their names. A collection has metrics and no loss.
         processing_class: The tokenizer. Default: the collator's, else the one saved with the model.
         compute_loss_func: A loss of `cross_trainer.training.losses`, or any callable `(outputs, labels,
-            num_items_in_batch)`.
+            num_items_in_batch)`. For several data sets also {name: loss}, where None lets it follow from the labels.
         compute_metrics: A factory's result of `cross_trainer.metrics`, or any callable on an `EvalPrediction`, whose
             predictions are logits [P, C], or [G, D] with labels [G, D] for queries with several documents. What
             `include_for_metrics` adds are `losses`, for each row that of its batch, and of pairs the `inputs` [P, L],
@@ -115,8 +127,17 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         card_examples: How many rows of the training data the model card may show, with their texts cut; 0 for none.
         card_figures: Draw pictures of the evaluation and the training for the model card. Default: where matplotlib is
             installed.
+        mixing: How several data sets share the updates, each of which belongs to one of them: "proportional" to their
+            sizes, so that an epoch has each row once; "even"; {name: weight}; or a temperature T, by size^(1 / T). An
+            epoch always has about as many updates as a proportional one; data sets that end before it start over in a
+            new order, and others go on in the next one. With streams, each update draws its data set, evenly or by
+            weights, and `max_steps` ends the training.
         model_init, callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics: As in
         `transformers.Trainer`.
+
+    Attributes:
+        plan: What is done with the data set; of several, the plan that is followed at the moment, with its name.
+        plans: Of several data sets, the plans of all by name; else empty.
 
     Raises:
         DataError: A row can't be trained or evaluated on; the message names the column, the row and the remedy.
@@ -126,6 +147,13 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
 
     # compute_loss_func averages over the whole accumulated batch.
     loss_is_scaled_for_ga = True
+
+    _handle: PaddingFree | None = None  # while training
+    _warned_of_truncation = False
+    _training_rows: TrainingRows | None = None
+    _planned: DataPlan | None = None  # of the rows that are being loaded
+    _has_loss = True  # of the rows that are being evaluated
+    _named: Mapping[str, Rows] | None = None  # the sets of an evaluation under way
 
     @spelled(REFUSED["CrossEncoderTrainer"])
     def __init__(
@@ -137,7 +165,7 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         eval_dataset: Rows | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         model_init: Callable[..., PreTrainedModel] | None = None,
-        compute_loss_func: Callable[..., Any] | None = None,
+        compute_loss_func: Callable[..., Any] | Mapping[str, Callable[..., Any] | None] | None = None,
         compute_metrics: Callable[..., dict[str, float]] | None = None,
         callbacks: list[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
@@ -153,11 +181,11 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         merge_adapters: bool = False,
         card_examples: int = 3,
         card_figures: bool | None = None,
+        mixing: Mixing = PROPORTIONAL,
         **_others: Unpack[TrainerSpellings],
     ) -> None:
         self._record = RunRecord(card_examples, card_figures)
-        self._planned_loaders: WeakKeyDictionary[DataLoader[Any], DataPlan] = WeakKeyDictionary()
-        self._hub_error: Exception | None = None  # why there is no repository
+        self._planned_loaders: WeakKeyDictionary[DataLoader[Any], tuple[Plan, DataPlan]] = WeakKeyDictionary()
         args = args if args is not None else TrainingArguments("tmp_trainer")
         check_own_arguments(model, args, data_collator)
         if isinstance(model, os.PathLike):
@@ -171,9 +199,9 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
             raise ConfigurationError(
                 f"model_kwargs={dict(model_kwargs)} are for a model given by its name: this one is loaded already."
             )
-        if isinstance(train_dataset, Mapping):
-            eval_dataset = train_dataset.get("validation") if eval_dataset is None else eval_dataset
-            train_dataset = _split(train_dataset, "train")
+        train_dataset, eval_dataset = by_name(train_dataset, eval_dataset)
+        check_arguments(args, train_dataset, eval_dataset, mixing)
+        self.mixing = mixing
         if args.label_smoothing_factor and compute_loss_func is not None:
             logger.warning(
                 "label_smoothing_factor has no effect with compute_loss_func: %s smooths by itself or not at all.",
@@ -188,8 +216,9 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         if data_collator is None:
             data_collator = default_collator(model, tokenizer, model_kwargs=model_kwargs)
         self.plan: Plan | None = None
+        self.plans: dict[str, Plan] = {}
         self._plan_for = functools.partial(
-            make_plan,
+            plan_training,
             data_collator=data_collator,
             compute_loss_func=compute_loss_func,
             compute_metrics=compute_metrics,
@@ -199,36 +228,30 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
             device=args.device.type,
             model_kwargs=model_kwargs,
         )
-        self._handle: PaddingFree | None = None  # while training
         self._logged = dict.fromkeys(("pairs", "tokens", "padding", "truncated"), 0)
-        self._warned_of_truncation = False
         self._stop_on_nan = stop_on_nan
         self._losses: list[tuple[torch.Tensor, list[int]]] = []  # of the batches of an update, with their rows
-        self._training_rows: MappedItems | StreamedItems | None = None
+        self._losses_by_name: dict[str, list[torch.Tensor]] = {}  # of the updates since the last log
         self._fingerprints = fingerprints
-        self._recorder: Recorder | None = None  # of a stream
-        self._hashed: Fingerprints | None = None  # of the rows trained on
-        self._trained_before: Fingerprints | None = None  # by the checkpoint that training goes on from
+        self._recorders: list[Recorder] = []  # of streams
         self._source = {**source_of(model_kwargs), "local_files_only": True}
-        self._planned: DataPlan | None = None  # of the rows that are being loaded
-        self._has_loss = True  # of the rows that are being evaluated
-        if model is not None and (train_dataset is not None or eval_dataset is not None):
-            self.plan = self._plan_for(model, train_dataset, eval_dataset)
+        has_data = train_dataset is not None or eval_dataset is not None
+        planned = self._make_plans(model, train_dataset, eval_dataset) if model is not None and has_data else None
         if isinstance(model, str):
-            assert self.plan is not None  # it has data
+            assert planned is not None  # it has data
             set_seed(args.seed)  # a new head's random weights
-            model = load_planned(model, self.plan, model_kwargs)
+            model = load_planned(model, planned, model_kwargs)
         self._peft_config = peft_config
-        model = put_adapter_on(model, peft_config, args.seed)
+        trained: Any = put_adapter_on(model, peft_config, args.seed)
         super().__init__(
-            model=model,
+            model=trained,
             args=args,
             data_collator=data_collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=getattr(data_collator, "tokenizer", None) if tokenizer is None else tokenizer,
             model_init=model_init,
-            compute_loss_func=compute_loss_func,
+            compute_loss_func=None if isinstance(compute_loss_func, Mapping) else compute_loss_func,
             compute_metrics=compute_metrics,
             callbacks=callbacks,
             optimizers=optimizers,
@@ -250,20 +273,33 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
             self._follow_plan(model)
         return model
 
+    def _make_plans(self, model: Any, train_dataset: Rows | None, eval_dataset: Rows | None) -> Plan:
+        """Plan for the data, and begin with the first plan."""
+        found = self._plan_for(model, train_dataset, eval_dataset)
+        self.plan = first = next(iter(found.values()))
+        self.plans = {name: plan for name, plan in found.items() if name is not None}
+        return first
+
+    def _turn_to(self, plan: Plan) -> None:
+        """Follow the plan of one of several data sets: all that differs between them."""
+        self.plan = plan
+        self.compute_loss_func = plan.loss
+
     def _follow_plan(self, model: Any, dataset: Rows | None = None) -> None:
         """Make the plan if there is none, by the data sets given or by `dataset`; take over what it says."""
         if dataset is not None:
-            self.plan = self._plan_for(model, None, dataset)
+            self._make_plans(model, None, dataset)
         elif self.plan is None and (self.train_dataset is not None or self.eval_dataset is not None):
-            self.plan = self._plan_for(model, self.train_dataset, self.eval_dataset)
-        plan = self.plan
+            self._make_plans(model, self.train_dataset, self.eval_dataset)
+        plan = next(iter(self.plans.values()), self.plan)
         if plan is None:
             return
-        self.compute_loss_func = plan.loss
+        self._turn_to(plan)
         self._measure_by(plan.metrics)
         if dataset is None:
-            for evaluated in plan.datasets[self.train_dataset is not None :]:
-                self._check_inputs(evaluated.columns)
+            for each in self.plans.values() or [plan]:
+                for evaluated in each.datasets[self.train_dataset is not None :]:
+                    self._check_inputs(evaluated.columns)
         if isinstance(self.data_collator, PairCollator):
             self.data_collator = self.data_collator.as_planned(plan.max_length, plan.padding_side)
         plan.describe(model.config)
@@ -312,7 +348,9 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
 
     def _data_plan(self, dataset: Rows) -> DataPlan:
         """What a data set holds."""
-        if self.plan is None or self.plan.loss is None:  # constructed without one that has labels
+        if self.plans:
+            self._turn_to(plan_of(self.plans, dataset, {**_mapping(self.eval_dataset), **(self._named or {})}))
+        elif self.plan is None or self.plan.loss is None:  # constructed without one that has labels
             self._follow_plan(self.model, dataset)
         assert self.plan is not None
         return self.plan.for_dataset(dataset)
@@ -341,34 +379,48 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         collates_pairs = isinstance(self.data_collator, PairCollator)
         if not collates_pairs and (is_training or self.plan is None):
             return dataset
+        if self.args.dataloader_num_workers:
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each worker is a process
+        if is_training:
+            self._recorders.clear()
+            self._training_rows = self._rows_to_train(dataset, batch_size)
+            return self._training_rows
         planned = self._planned = self._data_plan(dataset)
-        if not is_training and self.plan is not None and self.plan.chose_metrics:
+        if self.plan is not None and self.plan.chose_metrics:
             self._measure_by(planned.metrics)
         if not collates_pairs:
             return dataset
-        if not is_training:
-            self._check_inputs(planned.columns)
-        if self.args.dataloader_num_workers:
-            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each worker is a process
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        if is_stream(dataset):
-            check: Any = RowCheck(planned.columns, planned.labels, planned.limits)
-            if is_training and self._fingerprints:
-                check = self._recorder = Recorder(check, planned.columns)
-            rows: Any = StreamedItems(
-                dataset,
-                planned.columns,
-                self._rows_at_once(batch_size, is_training),
-                training=is_training,
-                seed=seed,
-                check=check,
-            )
-        else:
+        self._check_inputs(planned.columns)
+        return self._items(dataset, planned, self._rows_at_once(batch_size, False), is_training=False)
+
+    def _rows_to_train(self, dataset: Rows, batch_size: int) -> TrainingRows:
+        """The items of the training data, or of several data sets."""
+        update = self._rows_at_once(batch_size, True)
+        if not self.plans:
+            return self._items(dataset, self._data_plan(dataset), update, is_training=True)
+        parts = {
+            name: self._items(dataset[name], plan.for_dataset(dataset[name]), update, is_training=True, name=name)
+            for name, plan in self.plans.items()
+        }
+        return mixed_items(parts, update, self.mixing, self.args, self._data_seed)
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def _items(
+        self, dataset: Rows, planned: DataPlan, multiple: int, *, is_training: bool, name: str | None = None
+    ) -> MappedItems | StreamedItems:
+        """The rows of one data set as items."""
+        options: dict[str, Any] = {"training": is_training, "seed": self._data_seed, "name": name}
+        if not is_stream(dataset):
             negatives = () if is_training else self._negatives_of(dataset, planned.columns)
-            rows = MappedItems(dataset, planned.columns, training=is_training, seed=seed, negatives=negatives)
-        if is_training:
-            self._training_rows = rows
-        return rows
+            return MappedItems(dataset, planned.columns, negatives=negatives, **options)
+        check: Any = RowCheck(planned.columns, planned.labels, planned.limits)
+        if is_training and self._fingerprints:
+            check = Recorder(check, planned.columns)
+            self._recorders.append(check)
+        return StreamedItems(dataset, planned.columns, multiple, check=check, **options)
 
     def _negatives_of(self, dataset: Rows, columns: Columns) -> Sequence[tuple[str, ...]]:
         """Negatives for each query of a set to evaluate on, from all of its rows: no batch decides."""
@@ -394,14 +446,18 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
                     alone = {"num_workers": 0, "persistent_workers": False, "prefetch_factor": None}
                     options = {f"dataloader_{name}": value for name, value in alone.items()}
                     stack.enter_context(replaced(self.args, dataloader_multiprocessing_context=None, **options))
-            elif self._draws_negatives:
-                stack.enter_context(replaced(self, data_collator=_as_they_are))
+            elif any(map(self._draws_negatives_by, self.plans.values() or [self.plan])):
+                later = functools.partial(_collate_later, self.data_collator)
+                stack.enter_context(replaced(self, data_collator=later))
+            if is_training and isinstance(rows, MixedStream) and self.args.dataloader_num_workers > 1:
+                stack.enter_context(replaced(self.args, dataloader_num_workers=1))  # `check_arguments` has said why
             yield
 
     def loader_made(self, loader: DataLoader[Any], rows: Rows, is_training: bool) -> None:
         """Fill the last batches, where processes would get unequal shares; find the end of a stream's evaluation."""
         if not is_training and self._planned is not None:
-            self._planned_loaders[loader] = self._planned
+            assert self.plan is not None  # what was planned is part of it
+            self._planned_loaders[loader] = self.plan, self._planned
         processes = self.accelerator.num_processes
         unequal = processes > 1 and not (is_training and self.args.dataloader_drop_last)
         if unequal and isinstance(rows, MappedItems):
@@ -412,11 +468,14 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
 
     def pass_begins(self, epoch: int) -> None:
         """Let what is drawn for a row depend on the pass over the data."""
-        if self._training_rows is not None:
+        if self._training_rows is not None and not isinstance(self._training_rows, MixedStream):
             self._training_rows.set_epoch(epoch)
 
     def place_to_resume(self, epoch: int, batches: int) -> tuple[int, int]:
         """The pass over a stream to go on with: the fraction behind it counts in all steps of the training."""
+        if isinstance(self._training_rows, MixedStream):  # one pass without an end
+            done = self.state.global_step * self.args.gradient_accumulation_steps
+            return 0, 0 if self.args.ignore_data_skip else done
         trained = self.state.epoch
         if not isinstance(self._training_rows, StreamedItems) or not trained:
             return epoch, batches
@@ -426,6 +485,8 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
 
     def train_sampler(self, dataset: Rows | None) -> Sampler[int] | None:
         """Training's order; texts are grouped by their length without a column of it."""
+        if isinstance(dataset, MixedItems):
+            return mixing_sampler(dataset, self.mixing, self.args, self._data_seed)  # type: ignore[return-value]
         by_length = self.args.train_sampling_strategy in {"group_by_length", "batch_rebalance"}
         if by_length and isinstance(dataset, MappedItems):
             name = self.args.length_column_name
@@ -500,18 +561,21 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         numbers = [int(count(batch["labels"])) for batch in batches if "labels" in batch]
         return [{"labels": torch.zeros(number)} for number in numbers]
 
-    @property
-    def _draws_negatives(self) -> bool:
-        is_ours = isinstance(self.data_collator, PairCollator) and self.plan is not None
-        return is_ours and self.data_collator.adds_negatives(self.plan.columns)  # type: ignore[union-attr]
+    def _draws_negatives_by(self, plan: Plan | None) -> bool:
+        """Whether queries of a plan's training data get negatives from all rows of an update."""
+        collator = self.data_collator
+        return isinstance(collator, PairCollator) and plan is not None and collator.adds_negatives(plan.columns)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """The batches of an update, whose queries get negatives from all of its rows, on all processes."""
-        if self._draws_negatives:
-            epoch_iterator = iter(self._with_negatives(list(itertools.islice(epoch_iterator, num_batches))))
-        return super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        if self.plans and batches:
+            self._turn_to(self.plans[_dataset_of(batches[0])])
+        if self._draws_negatives_by(self.plan):
+            batches = self._with_negatives(batches)
+        return super().get_batch_samples(iter(batches), num_batches, device)
 
     def _with_negatives(self, batches: list[list[Item]]) -> list[dict[str, torch.Tensor]]:
         """Collate the items of an update, in the order in which one process takes them in one batch."""
@@ -606,6 +670,9 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         A gradient scaler finds infinite gradients by itself and skips the update.
         """
         losses, self._losses = self._losses, []
+        name = None if self.plan is None else self.plan.name
+        if name is not None and losses:
+            self._losses_by_name.setdefault(name, []).append(torch.stack([loss for loss, _ in losses]).sum())
         if not self._stop_on_nan:
             return
         size = 0.0 if norm is None or self.accelerator.scaler is not None else norm
@@ -616,18 +683,28 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         if not math.isfinite(size) and self.accelerator.num_processes > 1:
             bad = gather_object(bad)  # the norm is the same on all processes: all of them are here
         what = f"The loss is {bad[0][0]}" if bad else f"The loss is finite, but its gradient's norm is {float(size)}"
+        of = "" if name is None else f" of {name!r}"
         numbers = [row for _, rows in bad or zip(values, (rows for _, rows in losses), strict=True) for row in rows]
         raise NotFiniteError(
             f"Step {self.state.global_step + 1}: {what}. The weights are as they were before this step, whose batch "
-            f"held the rows {_shown(numbers)}. Look at their labels and texts, lower the learning rate or set "
+            f"held the rows {_shown(numbers)}{of}. Look at their labels and texts, lower the learning rate or set "
             "max_grad_norm; stop_on_nan=False goes on."
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the `padding_fraction` of tokens and the `truncated_fraction` of pairs with each training loss."""
+        """Log more with each training loss: `padding_fraction` of tokens, `truncated_fraction` of pairs, `<name>_loss`.
+
+        The last is the mean over those updates since the last log that belong to one of several data sets.
+        """
         if "loss" in logs and isinstance(self.data_collator, PairCollator):
             logs.update(self._collating_fractions(self.data_collator))
+            logs.update({f"{name}_loss": self._mean_loss(losses) for name, losses in self._losses_by_name.items()})
+            self._losses_by_name = {}
         super().log(logs, start_time)
+
+    def _mean_loss(self, losses: list[torch.Tensor]) -> float:
+        """The mean over updates, and over processes, which have the same ones."""
+        return float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
 
     def _collating_fractions(self, collator: PairCollator) -> dict[str, float]:
         counted = collator.statistics()
@@ -667,7 +744,7 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         """Predict all rows in order, with the loss of all rows at once; random numbers go on as if nothing had run."""
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         keep_random_state = contextlib.nullcontext() if self.is_in_train else torch.random.fork_rng(devices)
-        planned = self._planned_loaders.get(dataloader)
+        _, planned = self._planned_loaders.get(dataloader, (None, None))
         has_loss = planned is None or planned.has_loss
         at_once = has_loss and self._loss_of_all_rows
         loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
@@ -689,9 +766,40 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         nothing: Any = None
         return output._replace(predictions=nothing, label_ids=None) if loss_only else output
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate as `transformers.Trainer` does; warn where the number that chooses the best checkpoint is NaN."""
-        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+    def get_eval_dataloader(self, eval_dataset: str | Rows | None = None) -> DataLoader[Any]:
+        """The batches of an evaluation; its plan is followed, also where workers and batches outlive evaluations."""
+        loader = super().get_eval_dataloader(eval_dataset)
+        plan, planned = self._planned_loaders.get(loader, (None, None))
+        if plan is not None and planned is not None:
+            self._turn_to(plan)
+            self._measure_by(planned.metrics)
+        return loader
+
+    def evaluate(
+        self, eval_dataset: Rows | Mapping[str, Rows] | None = None, *args: Any, **kwargs: Any
+    ) -> dict[str, float]:
+        """Evaluate as `transformers.Trainer` does; warn where the number that chooses the best checkpoint is NaN.
+
+        Args:
+            eval_dataset: Rows, or rows by name. Where several data sets are trained on, those names say whose loss and
+                metrics hold.
+            *args: As in `transformers.Trainer`.
+            **kwargs: As there.
+
+        Raises:
+            ConfigurationError: A name is none of the data sets trained on, or none is given, and the columns don't say
+                which one the rows are like.
+        """
+        if isinstance(eval_dataset, Mapping):
+            eval_dataset = dict(eval_dataset)
+        sets: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        several = isinstance(sets, Mapping)
+        if several and self.plans:
+            check_names("eval_dataset", sets, self.plans, every=False)
+        with replaced(self, _named=sets) if several else contextlib.nullcontext():
+            metrics: dict[str, float] = super().evaluate(eval_dataset, *args, **kwargs)
+        if several:  # each of which has been looked at
+            return metrics
         name = (self.args.metric_for_best_model or "").removeprefix("eval_")
         value = metrics.get(f"eval_{name}")
         if self.is_in_train and isinstance(value, float) and math.isnan(value):
@@ -833,7 +941,7 @@ def _check_sizes(args: TrainingArguments) -> None:
         raise ConfigurationError(f"num_train_epochs={args.num_train_epochs}: expected a number, 0 or more.")
 
 
-_NOT_FOR_MODELS = (NUM_RELEVANT, NUM_DOCUMENTS, ROW_NUMBERS)
+_NOT_FOR_MODELS = (NUM_RELEVANT, NUM_DOCUMENTS, ROW_NUMBERS, DATASET)
 
 
 def _as_they_are(items: list[Item]) -> list[Item]:
@@ -841,8 +949,23 @@ def _as_they_are(items: list[Item]) -> list[Item]:
     return [item for item in items if item.row is not None] or items[:1]
 
 
-def _to(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+def _collate_later(collator: Any, items: list[Item]) -> Any:
+    """A batch, not collated yet if its queries get negatives."""
+    return _as_they_are(items) if collator.adds_negatives(items[0].columns) else collator(items)
+
+
+def _dataset_of(batch: Any) -> str:
+    """The name of a batch's data set."""
+    name: str = batch[0].dataset if isinstance(batch, list) else batch[DATASET]
+    return name
+
+
+def _mapping(value: Any) -> Mapping[str, Rows]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _to(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
 def _filled_up(values: Any, missing: int) -> Any:
@@ -858,11 +981,3 @@ def _shown(numbers: list[int]) -> str:
     """Row numbers in a message, those that are known."""
     known = ", ".join(str(number) for number in numbers if number >= 0)
     return known if len(known) <= 400 else known[:400] + ", ..."
-
-
-def _split(splits: Mapping[str, Rows], name: str) -> Rows:
-    if name not in splits:
-        raise DataError(
-            f"The data set has the splits {list(splits)}, but no {name!r}. Give one split as train_dataset."
-        )
-    return splits[name]

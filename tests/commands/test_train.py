@@ -306,3 +306,67 @@ def test_a_lora_is_trained_and_saved_in_either_form(tmp_path, model):
 def test_options_of_a_lora_need_one(tmp_path, model):
     argv = ["train", "--dataset", tmp_path / "rows.csv", "--model", model, "--lora_alpha", "3"]
     assert error(*argv).startswith("error: --lora_alpha without --lora: no adapter is made.")
+
+
+# -- several data sets -------------------------------------------------------------------------------------------------
+
+
+def write_several(folder):
+    """A YAML file of two data sets, with columns of two names and lists."""
+    named = [
+        {"left": row["first"], "right": row["second"], "same": row["label"]} for row in labelled(lambda i: i % 5 / 4)
+    ]
+    Dataset.from_list(named).to_json(folder / "graded.jsonl")
+    judged = [
+        {"query": row["first"], "document": row["second"], "label": row["label"]} for row in labelled(lambda i: i % 2)
+    ]
+    Dataset.from_list(judged).to_json(folder / "judged.jsonl")
+    config = folder / "several.yaml"
+    config.write_text(
+        f"""
+dataset:
+  graded: {{dataset: {folder / "graded.jsonl"}, text_columns: [left, right], label_column: same}}
+  ranked: {{dataset: {folder / "judged.jsonl"}, loss: LambdaLoss}}
+mixing: {{graded: 1, ranked: 2}}
+"""
+    )
+    return config
+
+
+def test_several_data_sets_come_from_yaml(tmp_path, model, caplog):
+    config, output = write_several(tmp_path), tmp_path / "output"
+    argv = ["train", config, "--model", model, "--output_dir", output, *BRIEFLY]
+    planned = run(*argv, "--dry-run").stdout
+    assert "name='graded'" in planned
+    assert "loss=LambdaLoss" in planned
+    assert not output.exists()
+    with caplog.at_level(logging.INFO):
+        told = run(*argv).stdout
+    assert "the one with the highest graded_spearman." in caplog.text
+    assert "  graded_spearman " in told
+    assert "  ranked_ndcg@10 " in told
+    assert "  graded_runtime " not in told
+    state = json.loads(next(output.glob("checkpoint-*/trainer_state.json")).read_text())
+    assert state["best_metric"] == max(
+        entry["eval_graded_spearman"] for entry in state["log_history"] if "eval_graded_spearman" in entry
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dataset", '{"a": {"dataset": "x.csv", "swap": true}}'], "--dataset: 'a' has the option 'swap'"),
+        (["--dataset", '{"a": {"loss": "MSELoss"}}'], "--dataset: 'a' has no source"),
+        (["--dataset", '{"a": x.csv}'], "Write mappings in a YAML file, or as JSON"),
+        (["--mixing", "0"], "a temperature above 0"),
+        (["--mixing", '{"graded": 1}'], "mixing lacks 'ranked'"),
+        (["--mixing", "1,5"], "--mixing 1,5:"),
+        (["--metric_for_best_model", "spearman"], "names none of the evaluation sets"),
+        (["--loss", "LambdaLoss", "--mixing", "random"], "mixing='random': expected 'proportional'"),
+    ],
+)
+def test_mappings_that_do_not_fit(tmp_path, model, options, message):
+    config = write_several(tmp_path)
+    assert message in error(
+        "train", config, "--model", model, "--output_dir", tmp_path / "output", *BRIEFLY, "--dry-run", *options
+    )

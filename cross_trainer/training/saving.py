@@ -34,6 +34,7 @@ from cross_trainer.saved.loading import load_trained_rows
 from cross_trainer.saved.readme import Readme
 from cross_trainer.training.facts import RunRecord
 from cross_trainer.training.hub import HUB_ERRORS, say_not_uploaded, watch_uploads
+from cross_trainer.training.parts import whole_weights
 from cross_trainer.training.plan import Plan
 
 
@@ -113,7 +114,8 @@ class SavingTrainer(TrainerSeams):
             check_place(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), folder)
         before = Readme.read(Path(folder, CARD))  # peft writes one of its own
         pushes = self.args.push_to_hub and not _internal_call
-        with replaced(self, _merges=merges, _saves_checkpoint=is_checkpoint):
+        whole = contextlib.nullcontext() if is_checkpoint else whole_weights(self.accelerator)
+        with replaced(self, _merges=merges, _saves_checkpoint=is_checkpoint), whole:
             super().save_model(output_dir, True)
             if self.args.should_save:
                 self._complete(folder, before, quick=_internal_call or pushes)

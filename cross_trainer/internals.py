@@ -98,6 +98,11 @@ def mark_unprepared(model: nn.Module) -> None:
         model._is_accelerate_prepared = False  # type: ignore[assignment]
 
 
+def whole_layers(model: Any) -> set[str]:
+    """The names of classes that FSDP keeps in one part each; transformers tells them under a private name alone."""
+    return set(getattr(model, "_no_split_modules", None) or ())
+
+
 def keep_weight_conversions(source: nn.Module, target: nn.Module) -> None:
     """Let a model that took over another one's layers be saved as that one would be; transformers keeps in private how
     it renamed and merged weights while loading them, and undoes it by that alone.

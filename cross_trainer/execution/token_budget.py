@@ -93,7 +93,19 @@ def piece(batch: Batch, rows: Tensor) -> Batch:
     return part
 
 
-def budgeted_forward(model: nn.Module, batch: Batch, max_tokens: int, *, padded: bool = False) -> Tensor:
+def _own(count: int) -> int:
+    """The number of pieces of a process that asks no other one."""
+    return count
+
+
+def budgeted_forward(
+    model: nn.Module,
+    batch: Batch,
+    max_tokens: int,
+    *,
+    padded: bool = False,
+    agreed: Callable[[int], int] = _own,
+) -> Tensor:
     """Logits of a batch, computed within a budget.
 
     Args:
@@ -101,14 +113,17 @@ def budgeted_forward(model: nn.Module, batch: Batch, max_tokens: int, *, padded:
         batch: its inputs [P, L], without labels.
         max_tokens: see `cut`.
         padded: see `cut`.
+        agreed: see `budgeted_step`.
 
     Returns:
         Logits [P, C] in the order of the batch, with a graph where gradients are on.
     """
     pieces = cut(_lengths(batch), max_tokens, padded=padded)
-    if len(pieces) == 1:
+    turns = [*pieces, *[pieces[0]] * (agreed(len(pieces)) - len(pieces))]
+    if len(turns) == 1:
         return _logits(model(**batch))
-    return _in_order([_logits(model(**piece(batch, rows))) for rows in pieces], pieces)
+    parts = [_logits(model(**piece(batch, rows))) for rows in turns]
+    return _in_order(parts[: len(pieces)], pieces)
 
 
 def budgeted_step(
@@ -124,6 +139,7 @@ def budgeted_step(
     no_sync: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     unwrapped: nn.Module | None = None,
     padded: bool = False,
+    agreed: Callable[[int], int] = _own,
 ) -> Tensor:
     """Forward and backward of a batch within a budget; the gradients are the uncut batch's, added to the parameters'.
 
@@ -145,6 +161,9 @@ def budgeted_step(
         unwrapped: the model without its wrapper, for the first pass; needed for wrappers other than
             DistributedDataParallel.
         padded: see `cut`.
+        agreed: gives the largest number of pieces that any process has, by its own. Where weights are in parts on
+            several processes, each pass asks all of them for theirs: those with fewer pieces repeat one, without a
+            gradient. Default: processes may differ.
 
     Returns:
         The loss times `scale`, a scalar without a graph.
@@ -160,21 +179,24 @@ def budgeted_step(
     def loss_of(outputs: Any, targets: Tensor) -> Tensor:
         return loss_func(outputs, targets, num_items_in_batch=num_items) * scale
 
-    if len(pieces) == 1:
+    turns = [*pieces, *[pieces[0]] * (agreed(len(pieces)) - len(pieces))]
+    if len(turns) == 1:
         loss = loss_of(model(**batch), labels)
         backward(loss)
         return loss.detach()
     if getattr(loss_func, "couples_rows", True):
-        return _coupled_step(
-            model, _unwrap(model) if unwrapped is None else unwrapped, batch, labels, pieces, loss_of, backward, no_sync
-        )
+        bare = _unwrap(model) if unwrapped is None else unwrapped
+        return _coupled_step(model, bare, batch, labels, turns, len(pieces), loss_of, backward, no_sync)
     if num_items is None:
         num_items = _count_items(loss_func, labels)
     total = torch.zeros((), device=labels.device)
-    for i, rows in enumerate(pieces):
-        with no_sync() if i + 1 < len(pieces) else contextlib.nullcontext():
+    for i, rows in enumerate(turns):
+        with no_sync() if i + 1 < len(turns) else contextlib.nullcontext():
             with _sparse_gradients(model):
                 outputs = model(**piece(batch, rows))
+            if i >= len(pieces):
+                backward(_logits(outputs).sum() * 0.0)
+                continue
             targets = _by_row(labels, batch["input_ids"].shape[0], _logits(outputs).shape[-1])
             loss = loss_of(outputs, targets[rows.to(targets.device)])
             backward(loss)
@@ -187,30 +209,34 @@ def _coupled_step(
     unwrapped: nn.Module,
     batch: Batch,
     labels: Tensor,
-    pieces: list[Tensor],
+    turns: list[Tensor],
+    count: int,
     loss_of: Callable[[Any, Tensor], Tensor],
     backward: Callable[[Tensor], Any],
     no_sync: Callable[[], contextlib.AbstractContextManager[Any]],
 ) -> Tensor:
-    """The gradient cache: scores without a graph, their gradient, and a second pass that carries it into the model."""
+    """The gradient cache: scores without a graph, their gradient, and a second pass that carries it into the model.
+
+    The first `count` turns are the batch's pieces; the others only keep other processes company.
+    """
     from transformers.modeling_outputs import SequenceClassifierOutput
 
     device = batch["input_ids"].device
     states, parts = [], []
-    for rows in pieces:
+    for rows in turns:
         states.append(_random_state(device))
         with torch.no_grad():
             parts.append(_logits(unwrapped(**piece(batch, rows))))
-    scores = _in_order(parts, pieces).requires_grad_()
+    scores = _in_order(parts[:count], turns[:count]).requires_grad_()
     loss = loss_of(SequenceClassifierOutput(logits=scores), labels)
     (gradient,) = torch.autograd.grad(loss, scores)
     after = _random_state(device)
-    for i, (rows, state) in enumerate(zip(pieces, states, strict=True)):
+    for i, (rows, state) in enumerate(zip(turns, states, strict=True)):
         _set_random_state(device, state)
-        with no_sync() if i + 1 < len(pieces) else contextlib.nullcontext():
+        with no_sync() if i + 1 < len(turns) else contextlib.nullcontext():
             with _sparse_gradients(model):
                 logits = _logits(model(**piece(batch, rows)))
-            backward((logits * gradient[rows]).sum())
+            backward((logits * gradient[rows]).sum() * float(i < count))
     _set_random_state(device, after)
     return loss.detach()
 

@@ -37,6 +37,7 @@ from cross_trainer.saved.readme import Readme
 from cross_trainer.training.checkpoints import begin_checkpoint, give_up
 from cross_trainer.training.facts import RunRecord
 from cross_trainer.training.hub import HUB_ERRORS, say_not_uploaded, watch_uploads
+from cross_trainer.training.parts import whole_weights
 from cross_trainer.training.plan import DataPlan, Plan
 
 AFTER_FULL_CHECKPOINT = (
@@ -136,7 +137,8 @@ class SavingTrainer(TrainerSeams):
         before = Readme.read(Path(folder, CARD))  # peft writes one of its own
         pushes = self.args.push_to_hub and not _internal_call
         remedy = AFTER_FULL_CHECKPOINT if is_checkpoint else "Free some space, and save it again."
-        with telling_full(folder, remedy), replaced(self, _merges=merges, _saves_checkpoint=is_checkpoint):
+        whole = contextlib.nullcontext() if is_checkpoint else whole_weights(self.accelerator)
+        with telling_full(folder, remedy), replaced(self, _merges=merges, _saves_checkpoint=is_checkpoint), whole:
             super().save_model(output_dir, True)
             if self.args.should_save:
                 self._complete(folder, before, quick=_internal_call or pushes)

@@ -53,6 +53,7 @@ from cross_trainer.training.calibrating import calibrate_on
 from cross_trainer.training.checkpoints import check_complete, check_folders, check_room, last_complete_checkpoint
 from cross_trainer.training.facts import RunRecord
 from cross_trainer.training.losses import logits_of, to_grid
+from cross_trainer.training.parts import NoLoss, check_budget, check_resumable, choose_layers, largest_of
 from cross_trainer.training.plan import DataPlan, Plan, default_collator, load_planned, source_of
 from cross_trainer.training.saving import SavingTrainer, check_uploads
 from cross_trainer.training.several import (
@@ -263,6 +264,7 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         # Sequence classifiers take the number of items as a keyword and ignore it.
         self.model_accepts_loss_kwargs = False
         self._follow_plan(self.model)
+        check_budget(self.accelerator, self._budget)
 
     # -- the plan ------------------------------------------------------------------------------------------------------
 
@@ -529,6 +531,7 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
             resume_from_checkpoint = last_complete_checkpoint(self._output_dir)
         if resume_from_checkpoint:
             check_complete(resume_from_checkpoint)
+            check_resumable(resume_from_checkpoint, bool(self.is_fsdp_enabled))
         self._trained_before = load_trained_rows(resume_from_checkpoint, {}) if resume_from_checkpoint else None
         self._record.evaluations.clear()  # steps are counted anew
         if self.is_world_process_zero():
@@ -550,6 +553,7 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         if self.model_wrapped is self.model:
             self.model = self.model_wrapped = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             mark_unprepared(self.model)
+        choose_layers(self.accelerator, self.model)
         if self._runs_padding_free and self._handle is None:
             self._handle = enable_padding_free(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
 
@@ -635,34 +639,46 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
     ) -> torch.Tensor:
         """Forward and backward of a batch, cut by `max_tokens` where that is set."""
         rows = inputs.get(ROW_NUMBERS)
-        if self._budget is None or (rows is not None and not rows.numel()):
+        is_filler = rows is not None and not rows.numel()
+        if self._budget is None or (is_filler and not self._in_parts):
             loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         else:
-            loss = self._budgeted_step(model, inputs, num_items_in_batch, self._budget)
+            function = NoLoss(self.compute_loss_func) if is_filler else self.compute_loss_func
+            loss = self._budgeted_step(model, inputs, num_items_in_batch, self._budget, function)
         self._losses.append((loss, [] if rows is None else rows.tolist()))
         return loss
 
     def _budgeted_step(
-        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any, budget: int
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any, budget: int, loss_func: Any
     ) -> torch.Tensor:
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()  # type: ignore[union-attr]  # schedule-free optimisers have modes
         inputs = self._prepare_inputs(self._model_inputs(inputs))
-        assert self.compute_loss_func is not None
         averaged = self.args.average_tokens_across_devices and num_items_in_batch is not None
+        labels = inputs.pop("labels")
         return budgeted_step(
             model,
             inputs,
-            inputs.pop("labels"),
-            self.compute_loss_func,
+            torch.zeros(len(inputs["input_ids"])) if isinstance(loss_func, NoLoss) else labels,
+            loss_func,
             budget,
             num_items=num_items_in_batch,
             scale=self.accelerator.num_processes if averaged else 1,
             backward=self.accelerator.backward,
             no_sync=functools.partial(self.accelerator.no_sync, model=model),
             padded=not self._runs_padding_free,
+            agreed=self._agreed,
         )
+
+    @property
+    def _in_parts(self) -> bool:
+        """Whether the model's weights are in parts on several processes."""
+        return bool(self.is_fsdp_enabled) and self.accelerator.num_processes > 1
+
+    def _agreed(self, count: int) -> int:
+        """How many passes a batch of `count` pieces takes: as many on all processes, if they have to."""
+        return largest_of(self.accelerator, count) if self._in_parts else count
 
     def gradient_known(self, norm: Any) -> None:
         """Stop before an update by a loss or a gradient that is NaN or infinite, if asked to.
@@ -860,7 +876,7 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         inputs = self._model_inputs(inputs)
         inputs.pop("labels", None)
         assert self._budget is not None
-        logits = budgeted_forward(model, inputs, self._budget, padded=not self._runs_padding_free)
+        logits = budgeted_forward(model, inputs, self._budget, padded=not self._runs_padding_free, agreed=self._agreed)
         return SequenceClassifierOutput(logits=logits)
 
     def end(self) -> None:

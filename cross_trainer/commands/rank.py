@@ -134,10 +134,14 @@ def rank_files(
         return
     from cross_trainer.scoring.engine import with_logits
 
-    pairs = (
-        (asked[asked.ids[query]], documents[documents.ids[name]]) for query, names in plan.items() for name in names
-    )
-    score_missing(encoder, pairs, total, partial, window, activation=with_logits(encoder.activation_fn))
+    named_pairs = ((query, name) for query, names in plan.items() for name in names)
+
+    def read(pair: tuple[str, str]) -> tuple[str, str]:
+        query, name = pair
+        return asked[asked.ids[query]], documents[documents.ids[name]]
+
+    logits = with_logits(encoder.activation_fn)
+    score_missing(encoder, named_pairs, total, partial, window, read, activation=logits)
 
     def write(path: Path) -> None:
         scores = partial.scores(-(-total // window))

@@ -184,7 +184,13 @@ def begin(
 
 
 def score_missing(
-    encoder: CrossEncoder, rows: Iterable[Any], total: int, partial: PartialScores, window: int, **how: Any
+    encoder: CrossEncoder,
+    rows: Iterable[Any],
+    total: int,
+    partial: PartialScores,
+    window: int,
+    read: Callable[[Any], Any] | None = None,
+    **how: Any,
 ) -> None:
     """Score the windows that aren't done, each process its share, and keep each as soon as it is computed.
 
@@ -194,6 +200,7 @@ def score_missing(
         total: P.
         partial: Where the scores are kept.
         window: W.
+        read: Makes a pair of a row; called for those alone that are scored.
         how: Further arguments of `CrossEncoder.score_windows`.
     """
     from cross_trainer.scoring.engine import process_of_all
@@ -210,7 +217,7 @@ def score_missing(
         for index in range(max(share, default=-1) + 1):
             part = itertools.islice(source, window)
             if index in mine:
-                yield from part
+                yield from part if read is None else map(read, part)
             else:
                 collections.deque(part, maxlen=0)  # passed over
 

@@ -11,6 +11,7 @@ A run has one line per scored document, `query Q0 document rank score tag`; qrel
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from typing import TypeVar
@@ -224,4 +225,4 @@ def add_document(table: dict[str, dict[str, _T]], query: str, document: str, val
         raise DataError(
             f"{where}: document {document!r} occurs a second time for query {query!r}; keep one of its lines"
         )
-    documents[document] = value
+    documents[sys.intern(document)] = value  # once in memory, however many queries it is a candidate of

@@ -10,6 +10,7 @@ import json
 import runpy
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,24 @@ def test_the_chart_shows_the_speeds(tmp_path, monkeypatch):
         assert text in drawn
     assert (tmp_path / "two.svg").read_text() == drawn
     assert (tmp_path / "three.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_growth_is_measured_and_drawn(tmp_path, monkeypatch, capsys):
+    sizes = {"rows": 20, "length": 4, "batch": 512, "processes": 1, "corpus": 10, "candidates": 200, "mining": 60}
+    argv = [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
+    argv += ["--only", *(kind for kind in sizes if kind not in {"batch", "processes"})]
+    growth = load("growth")
+    assert [len(text.split()) for text in growth.texts(50, 4)] == pytest.approx([4] * 50, abs=2)
+    monkeypatch.setattr(growth, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+    monkeypatch.setattr(sys, "argv", ["growth.py", *argv, "--json", str(tmp_path / "growth.json")])
+    growth.main()
+    records = json.loads((tmp_path / "growth.json").read_text())
+    assert [record["kind"] for record in records] == argv[argv.index("--only") + 1 :]
+    assert all(record["size"] == sizes[record["kind"]] for record in records)
+    assert all(record["seconds"] > 0 and record["megabytes"] > 100 for record in records)
+    assert len(capsys.readouterr().out.splitlines()) == len(records)
+    titles = [axes.get_title() for axes in growth.draw(records).axes]
+    assert titles == [growth.LABELS[record["kind"]] for record in records]
 
 
 FAMILIES = [[f"{SENTENCES[at]} {word}" for word in ("red", "blue", "green", "grey", "pink")] for at in range(5)]

@@ -36,7 +36,15 @@ def commands():
 
 
 def test_there_is_a_guide_for_each_subject():
-    assert [guide.stem for guide in GUIDES] == ["calibration", "data", "figures", "migrating", "rankings", "serving"]
+    assert [guide.stem for guide in GUIDES] == [
+        "calibration",
+        "data",
+        "figures",
+        "migrating",
+        "rankings",
+        "scale",
+        "serving",
+    ]
 
 
 @pytest.mark.parametrize("guide", [guide for guide in GUIDES if blocks(guide, "python")], ids=lambda guide: guide.stem)

@@ -343,8 +343,8 @@ ARGUMENTS: dict[str, Case] = {
     "template with an open brace": lambda place: ct.PairCollator(build_tokenizer(), template="{query} {document"),
     "a name for a tokenizer": lambda place: ct.PairCollator("a tokenizer"),
     "num_labels of zero": lambda place: ct.CrossEncoder(place.model, num_labels=0),
-    "max_tokens below zero": lambda place: place.encoder.predict([("a", "b")], batch_size=0),
-    "window of zero": lambda place: place.score(place.file("in.csv", GOOD), "--max-tokens", "-3"),
+    "batch size of zero": lambda place: place.encoder.predict([("a", "b")], batch_size=0),
+    "score: max_tokens below zero": lambda place: place.score(place.file("in.csv", GOOD), "--max-tokens", "-3"),
     "loss: logits of two labels": lambda place: loss_of(ct.BinaryCrossEntropyLoss(), torch.zeros(4, 2), torch.zeros(4)),
     "loss: fewer labels than logits": lambda place: loss_of(ct.MSELoss(), torch.zeros(4, 1), torch.zeros(3)),
     "loss: label beyond the classes": lambda place: loss_of(
@@ -392,7 +392,7 @@ ARGUMENTS: dict[str, Case] = {
     "train: a template without placeholders": lambda place: place.train_file(
         place.table("in.csv", labelled()), "--template", "hello"
     ),
-    "mine: more negatives than none": lambda place: place.run(
+    "mine: no negatives": lambda place: place.run(
         "mine", place.table("in.csv", make_rows(5)), "-o", place.folder / "m.csv", "--num-negatives", "0"
     ),
     "evaluate: one text column": lambda place: place.run(
@@ -401,7 +401,7 @@ ARGUMENTS: dict[str, Case] = {
     "evaluate: confidence of 95": lambda place: place.run(
         "evaluate", place.model, place.table("in.csv", labelled()), "--confidence", "95"
     ),
-    "report: labels of one kind": lambda place: place.run(
+    "report: no labels": lambda place: place.run(
         "report", place.model, place.file("in.jsonl", '{"a": "x", "b": "y"}\n'), "-o", place.folder / "r.html"
     ),
     "calibrate: no labels": lambda place: place.run(

@@ -103,8 +103,10 @@ def _correlations(scores: Floats, labels: Floats) -> Measured:
         return {
             "pearson": float(stats.pearsonr(scores, labels).statistic),
             "spearman": float(stats.spearmanr(scores, labels).statistic),
-            # The exact p-value would take longer than the correlation, and isn't used.
-            "kendall": float(stats.kendalltau(scores, labels, method="asymptotic").statistic),
+            # The exact p-value would take longer than the correlation, and isn't used; the other needs three rows.
+            "kendall": float(
+                stats.kendalltau(scores, labels, method="asymptotic" if len(labels) > 2 else "auto").statistic
+            ),
         }, []
 
 

@@ -48,6 +48,11 @@ def pairs(seed=0, rows=300, decimals=1, shift=1.0):
 # --- one score per pair
 
 
+def test_two_rows_have_correlations():
+    values = correlation_metrics(activation="identity")(SimpleNamespace(predictions=[0.2, 0.1], label_ids=[0.0, 1.0]))
+    assert (values["pearson"], values["spearman"], values["kendall"]) == pytest.approx((-1, -1, -1))
+
+
 def test_correlations_equal_scipy():
     rng = np.random.default_rng(0)
     labels = np.round(rng.random(200) * 5, 1)

@@ -216,9 +216,9 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
             set_seed(args.seed)  # a new head's random weights
             model = load_planned(model, self.plan, model_kwargs)
         self._peft_config = peft_config
-        model = put_adapter_on(model, peft_config, args.seed)
+        adapted: Any = put_adapter_on(model, peft_config, args.seed)
         super().__init__(
-            model=model,
+            model=adapted,
             args=args,
             data_collator=data_collator,
             train_dataset=train_dataset,

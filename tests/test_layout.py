@@ -52,6 +52,7 @@ ROOMS = {
         "losses",
         "plan",
         "sharding",
+        "parts",
         "adapting",
         "calibrating",
         "facts",

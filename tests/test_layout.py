@@ -70,6 +70,7 @@ ROOMS = {
         "plan",
         "several",
         "sharding",
+        "parts",
         "adapting",
         "calibrating",
         "checkpoints",

@@ -243,9 +243,9 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
             set_seed(args.seed)  # a new head's random weights
             model = load_planned(model, planned, model_kwargs)
         self._peft_config = peft_config
-        trained: Any = put_adapter_on(model, peft_config, args.seed)
+        adapted: Any = put_adapter_on(model, peft_config, args.seed)
         super().__init__(
-            model=trained,
+            model=adapted,
             args=args,
             data_collator=data_collator,
             train_dataset=train_dataset,

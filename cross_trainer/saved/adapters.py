@@ -131,7 +131,7 @@ class Adapter:
         """
         try:
             return read_config(self.base, self.base_source)
-        except OSError as error:
+        except ConfigurationError as error:
             raise self._no_base(error) from error
 
     def config(self) -> Any:
@@ -255,7 +255,7 @@ class Adapter:
                 f"correct {SETTINGS}."
             )
 
-    def _no_base(self, error: OSError) -> ConfigurationError:
+    def _no_base(self, error: Exception) -> ConfigurationError:
         path = Path(self.base)
         is_path = path.is_absolute() or self.base.startswith(".") or self.base.count("/") != 1
         where = f"the folder {str(path.absolute())!r}, which" if is_path else f"{self.base!r}, which"

@@ -40,6 +40,11 @@ def naming(name: str) -> Iterator[None]:
         raise
     except (OSError, ValueError, TypeError, AttributeError, KeyError, SafetensorError, StrictDataclassError) as error:
         told = " ".join(str(error).split())
+        if "trust_remote_code" in told:
+            raise ConfigurationError(
+                f"The model {name!r} has Python code of its own, which is run with trust_remote_code=True alone. Read it "
+                "first."
+            ) from error
         remedy = "Look at that file, or fetch the model again." if Path(name).is_dir() else "Check the name."
         raise ConfigurationError(
             f"The model {name!r} can't be loaded from a folder or from the Hub: {told[:400]}"

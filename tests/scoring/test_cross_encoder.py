@@ -794,7 +794,8 @@ def forms_of_rows(pairs):
         "chunked columns": {name: pyarrow.chunked_array([values]) for name, values in columns.items()},
         "numpy texts": [tuple(map(np.str_, pair)) for pair in pairs],
         "numpy columns": {name: np.array(values) for name, values in columns.items()},
-        "string type": np.array(pairs, dtype=np.dtypes.StringDType()),
+        # From NumPy 2 on.
+        **({"string type": np.array(pairs, dtype=np.dtypes.StringDType())} if hasattr(np.dtypes, "StringDType") else {}),
     }
 
 

@@ -42,8 +42,8 @@ def naming(name: str) -> Iterator[None]:
         told = " ".join(str(error).split())
         if "trust_remote_code" in told:
             raise ConfigurationError(
-                f"The model {name!r} has Python code of its own, which is run with trust_remote_code=True alone. Read it "
-                "first."
+                f"The model {name!r} has Python code of its own, which is run with trust_remote_code=True alone. Read "
+                "it first."
             ) from error
         remedy = "Look at that file, or fetch the model again." if Path(name).is_dir() else "Check the name."
         raise ConfigurationError(

@@ -795,7 +795,9 @@ def forms_of_rows(pairs):
         "numpy texts": [tuple(map(np.str_, pair)) for pair in pairs],
         "numpy columns": {name: np.array(values) for name, values in columns.items()},
         # From NumPy 2 on.
-        **({"string type": np.array(pairs, dtype=np.dtypes.StringDType())} if hasattr(np.dtypes, "StringDType") else {}),
+        **(
+            {"string type": np.array(pairs, dtype=np.dtypes.StringDType())} if hasattr(np.dtypes, "StringDType") else {}
+        ),
     }
 
 

@@ -79,10 +79,10 @@ def main(folder: Path) -> None:
         assert any(hasattr(parameter, "to_local") for parameter in trainer.model.parameters())
         train(folder / "in parts", "pairs", "SHARDED_STATE_DICT")
         train(folder / "resumed", "pairs", "SHARDED_STATE_DICT", str(folder / "in parts" / "checkpoint-2"))
-        with pytest.raises(ConfigurationError, match="by a training without FSDP, and this run uses FSDP"):
+        with pytest.raises(ConfigurationError, match="all states in each process, and this is a training by FSDP"):
             train(folder / "refused", "pairs", "FULL_STATE_DICT", str(folder.parent / "1" / "pairs" / "checkpoint-2"))
         os.environ["ACCELERATE_USE_FSDP"] = "false"
-        with pytest.raises(ConfigurationError, match="by FSDP, and this run doesn't use it"):
+        with pytest.raises(ConfigurationError, match="by FSDP, and this is a training with all states"):
             train(folder / "refused", "pairs", None, str(folder / "in parts" / "checkpoint-2"))
 
 

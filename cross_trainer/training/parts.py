@@ -18,6 +18,14 @@ from cross_trainer.internals import replaced, whole_layers
 
 FSDP_WEIGHTS = "pytorch_model_fsdp"  # in a checkpoint: a file, or a folder of parts
 
+# Ways of keeping states, in messages.
+FSDP, ZERO_3, ZERO_2 = (
+    "a training by FSDP",
+    "a training by ZeRO-3 of DeepSpeed",
+    "a training by ZeRO up to 2 of DeepSpeed",
+)
+WHOLE = "a training with all states in each process"
+
 
 def largest_of(accelerator: Any, count: int) -> int:
     """The largest of all processes' numbers."""
@@ -54,19 +62,33 @@ def check_budget(accelerator: Any, max_tokens: int | None) -> None:
         )
 
 
-def check_resumable(folder: str | Path, is_fsdp: bool) -> None:
-    """Check that a checkpoint's weights are kept in the way in which this training keeps them.
+def check_resumable(folder: str | Path, accelerator: Any) -> None:
+    """Check that a checkpoint's weights and optimizer states are kept in the way in which this training keeps them.
 
     Raises:
-        ConfigurationError: FSDP wrote it and this run doesn't use FSDP, or the other way round.
+        ConfigurationError: They aren't, so that training couldn't go on, or would go on with a new optimizer.
     """
-    written_by_fsdp = any(Path(folder).glob(f"{FSDP_WEIGHTS}*"))
-    if Path(folder).is_dir() and written_by_fsdp != is_fsdp:
-        writer, runs = ("FSDP", "doesn't use it") if written_by_fsdp else ("a training without FSDP", "uses FSDP")
+    writer, runs = _written_by(Path(folder)), _kept_by(accelerator.state)
+    if Path(folder).is_dir() and writer != runs:
         raise ConfigurationError(
-            f"The checkpoint {folder} was written by {writer}, and this run {runs}. Their states differ: go on with "
+            f"The checkpoint {folder} was written by {writer}, and this is {runs}. Their states differ: go on with "
             "the configuration that it was written with, or train a model on that save_model has written."
         )
+
+
+def _written_by(checkpoint: Path) -> str:
+    if any(checkpoint.glob(f"{FSDP_WEIGHTS}*")):
+        return FSDP
+    if any(checkpoint.glob("global_step*/zero_pp_rank_*_model_states.pt")):
+        return ZERO_3
+    return ZERO_2 if any(checkpoint.glob("global_step*/*_model_states.pt")) else WHOLE
+
+
+def _kept_by(state: Any) -> str:
+    deepspeed = getattr(state, "deepspeed_plugin", None)
+    if deepspeed is not None:
+        return ZERO_3 if int(deepspeed.zero_stage) == 3 else ZERO_2
+    return WHOLE if getattr(state, "fsdp_plugin", None) is None else FSDP
 
 
 @contextlib.contextmanager

@@ -531,7 +531,7 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
             resume_from_checkpoint = last_complete_checkpoint(self._output_dir)
         if resume_from_checkpoint:
             check_complete(resume_from_checkpoint)
-            check_resumable(resume_from_checkpoint, bool(self.is_fsdp_enabled))
+            check_resumable(resume_from_checkpoint, self.accelerator)
         self._trained_before = load_trained_rows(resume_from_checkpoint, {}) if resume_from_checkpoint else None
         self._record.evaluations.clear()  # steps are counted anew
         if self.is_world_process_zero():

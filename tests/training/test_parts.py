@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from training.test_trainer import launch
 
 from cross_trainer import CrossEncoder
+from cross_trainer.errors import ConfigurationError
+from cross_trainer.training.parts import check_resumable
+
+KEPT = {
+    "FSDP": ("pytorch_model_fsdp_0/x.distcp", {"fsdp_plugin": object()}),
+    "ZeRO-3": (
+        "global_step2/zero_pp_rank_0_mp_rank_00_model_states.pt",
+        {"deepspeed_plugin": SimpleNamespace(zero_stage=3)},
+    ),
+    "ZeRO up to 2": ("global_step2/mp_rank_00_model_states.pt", {"deepspeed_plugin": SimpleNamespace(zero_stage=2)}),
+    "all states in each process": ("optimizer.pt", {}),
+}
+
+
+@pytest.mark.parametrize("writer", KEPT)
+@pytest.mark.parametrize("runs", KEPT)
+def test_checkpoints_of_another_way_are_refused(tmp_path, writer, runs):
+    """DeepSpeed's would go on silently without it, with a new optimizer."""
+    file = tmp_path / KEPT[writer][0]
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    accelerator = SimpleNamespace(state=SimpleNamespace(**KEPT[runs][1]))
+    with contextlib.nullcontext() if writer == runs else pytest.raises(ConfigurationError, match=f"{writer}.* {runs}"):
+        check_resumable(tmp_path, accelerator)
 
 
 def test_fsdp_trains_as_one_process_does(tmp_path):

@@ -17,6 +17,7 @@ import csv
 import json
 import os
 import random
+import re
 import resource
 import statistics
 import subprocess
@@ -151,7 +152,7 @@ def apart(kind: str, size: int, folder: Path, processes: int = 1, threads: int =
             text=True,
             check=True,
         )
-        found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        found = [json.loads(each) for each in re.findall(r"\{.*?\}", done.stdout)]  # two may stand in one line
     sums = {name: sum(each[name] for each in found) for name in ("seconds", "megabytes")}
     elapsed = max(each["elapsed"] for each in found)
     return {"kind": kind, "size": size, "processes": processes, "threads": threads, "elapsed": elapsed, **sums}

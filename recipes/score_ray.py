@@ -31,7 +31,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--columns", nargs=2, metavar=("FIRST", "SECOND"), help="default: as the model was trained")
     parser.add_argument("--workers", type=int, default=2, help="how many copies of the model score at once")
     parser.add_argument("--gpus", type=float, default=0, help="of each worker; 0.5 lets two share one")
-    parser.add_argument("--cpus", type=int, default=1, help="of each worker")
+    parser.add_argument("--cpus", type=float, default=1, help="of each worker; reading and writing need some, too")
     parser.add_argument("--batch_size", type=int, default=1024, help="pairs that are sorted by length together")
     return parser.parse_args()
 
@@ -56,6 +56,15 @@ def main() -> None:
         import ray.data
     except ImportError as error:
         raise MissingDependencyError("score_ray.py needs Ray: pip install 'cross-trainer[ray]'.") from error
+
+    # 0. Workers that hold all CPUs would wait for ever for rows to be read.
+    ray.init(ignore_reinit_error=True)
+    total = ray.cluster_resources().get("CPU", 0)
+    if options.workers * options.cpus > total - 1:
+        raise ConfigurationError(
+            f"--workers {options.workers} with --cpus {options.cpus:g} each leave less than one of {total:g} CPUs for "
+            "reading and writing. Give fewer of either, such as --cpus 0.5."
+        )
 
     # 1. Rows leave in the order in which they came.
     ray.data.DataContext.get_current().execution_options.preserve_order = True

@@ -138,7 +138,7 @@ def test_the_recipe_scores_a_table(tmp_path, folder):
     command = [sys.executable, RECIPES / "score_ray.py", table, "-o", tmp_path / "scored", "--model", folder]
     paths = os.pathsep.join([str(RECIPES.parent), *sys.path])
     environment = {**os.environ, "PYTHONPATH": paths, "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
-    options = ["--columns", *COLUMNS, "--workers", "2", "--batch_size", "8"]
+    options = ["--columns", *COLUMNS, "--workers", "2", "--batch_size", "8", "--cpus", "0.5"]
     done = subprocess.run(
         [str(word) for word in [*command, *options]], env=environment, capture_output=True, text=True, check=False
     )

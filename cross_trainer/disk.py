@@ -1,9 +1,11 @@
 """Disks that are full and folders that can't be written to: told before long work starts, and without loss during it.
 
-check_writable("output/scored.csv")
-check_space("output", 3 * 10**9, "A checkpoint")
-with telling_full("output/scored.csv"):
-...
+    check_writable("output/scored.csv")
+    check_space("output", 3 * 10**9, "A checkpoint")
+    with telling_full("output/scored.csv"):
+        ...
+
+Sizes are in bytes.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def start_retriever(retriever: Any, texts: Iterable[str]) -> Retriever:
         return found
     if isinstance(chosen, DenseRetriever | HybridRetriever):
         return chosen.over(texts)
-    for _ in texts:
+    for _ in texts:  # are checked as they are read
         pass
     started: Retriever = chosen
     return started

@@ -27,7 +27,7 @@ import numpy as np
 from datasets import Dataset
 from demo import parse_arguments, run
 from demo_search import search_queries
-from rankings import HeldOut, RankingArguments, as_lists, cap_documents, finish, load_cross_encoder, load_ranker
+from rankings import RankingArguments, finish, lists_of, load_cross_encoder, load_ranker
 from transformers import TrainingArguments
 
 from cross_trainer import (
@@ -210,11 +210,7 @@ def main() -> None:
         if options.demo
         else load_splits(options.dataset, options.dataset_config, args.seed, options.columns())
     )
-    lists = {name: as_lists(rows, options.columns_in(rows, training=name == "train")) for name, rows in splits.items()}
-    names = [name for name in ("validation", "test") if name in lists]
-    held_out = {name: HeldOut.of(name, lists[name], all_queries=options.all_queries) for name in names}
-    train, limit = lists["train"], options.documents_per_query
-    train = train if limit is None else cap_documents(train, limit, args.seed)
+    train, held_out = lists_of(splits, options, args.seed)
 
     # 3. Load the teacher; the demo trains one first.
     if options.demo and options.teacher is None:

@@ -24,7 +24,7 @@ from datasets import DatasetDict
 from demo import parse_arguments, run
 from demo_llm import ANSWERS, TEMPLATE, build_language_model, build_tokenizer
 from demo_search import search_queries
-from rankings import HeldOut, RankingArguments, as_lists, cap_documents, choose_loss, finish
+from rankings import RankingArguments, choose_loss, finish, lists_of
 from transformers import TrainingArguments
 
 from cross_trainer import CrossEncoder, CrossEncoderTrainer, ranking_metrics
@@ -171,11 +171,7 @@ def main() -> None:
         else load_splits(options.dataset, options.dataset_config, args.seed, options.columns())
     )
     model = demo_model(options, args, splits) if options.demo else options.model
-    lists = {name: as_lists(rows, options.columns_in(rows, training=name == "train")) for name, rows in splits.items()}
-    names = [name for name in ("validation", "test") if name in lists]
-    held_out = {name: HeldOut.of(name, lists[name], all_queries=options.all_queries) for name in names}
-    train, limit = lists["train"], options.documents_per_query
-    train = train if limit is None else cap_documents(train, limit, args.seed)
+    train, held_out = lists_of(splits, options, args.seed)
 
     # 3. Put the trainer together: a classifier of one label under a LoRA.
     trainer = make_trainer(

@@ -450,6 +450,15 @@ class HeldOut:
         return self._grid(rows)
 
 
+def lists_of(splits: Mapping[str, Dataset], options: RankingArguments, seed: int) -> tuple[Dataset, dict[str, HeldOut]]:
+    """The lists to train on, with as many documents as asked for, and the queries of the held-out splits."""
+    lists = {name: as_lists(rows, options.columns_in(rows, training=name == "train")) for name, rows in splits.items()}
+    names = [name for name in ("validation", "test") if name in lists]
+    held_out = {name: HeldOut.of(name, lists[name], all_queries=options.all_queries) for name in names}
+    train, limit = lists["train"], options.documents_per_query
+    return train if limit is None else cap_documents(train, limit, seed), held_out
+
+
 @dataclass(frozen=True)
 class _Evaluation:
     """What a metric reads."""

@@ -230,9 +230,7 @@ def main() -> None:
         data_collator=PairCollator(load_tokenizer(options.model), options.max_length),
         compute_loss_func=choose_loss(options),
         compute_metrics=ranking_metrics(),
-        padding_free=options.padding_free,
-        max_tokens=options.max_tokens,
-        **options.adapters(),
+        **options.of_trainer(),
     )
 
     # 5. Rank by the teacher and by the untrained student, train, and rank again.

@@ -135,10 +135,8 @@ def make_trainer(options: Arguments, model: str, args: TrainingArguments, **part
         model,
         args,
         data_collator=collator,
-        padding_free=options.padding_free,
-        max_tokens=options.max_tokens,
         model_kwargs={**kwargs, "dtype": options.dtype},
-        **parts,
+        **{"padding_free": options.padding_free, "max_tokens": options.max_tokens, **parts},
     )
 
 
@@ -182,7 +180,7 @@ def main() -> None:
         eval_dataset=held_out["validation"].lists,
         compute_loss_func=choose_loss(options.loss, train),
         compute_metrics=ranking_metrics(),
-        **options.adapters(),
+        **options.of_trainer(),
     )
 
     # 4. Rank by the model as it came, train, and rank again.

@@ -74,9 +74,7 @@ def main() -> None:
         train_dataset=splits["train"],
         eval_dataset=splits["validation"],
         data_collator=collator,
-        padding_free=options.padding_free,
-        max_tokens=options.max_tokens,
-        **options.adapters(),
+        **options.of_trainer(),
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
 

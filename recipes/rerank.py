@@ -33,7 +33,6 @@ from rankings import (
     choose_loss,
     finish,
     load_cross_encoder,
-    load_ranker,
     mine,
     read_corpus,
     set_batch_size,
@@ -248,16 +247,14 @@ def main() -> None:
     # 5. Put the trainer together.
     tokenizer = load_tokenizer(options.model)
     trainer = CrossEncoderTrainer(
-        load_ranker(options.model, args.seed),
+        options.model,
         args,
         train_dataset=rows,
         eval_dataset=evaluated["validation"],
         data_collator=PairCollator(tokenizer, options.max_length, in_batch_negatives=options.in_batch_negatives),
         compute_loss_func=choose_loss(options.loss, rows),
         compute_metrics=ranking_metrics(relevance_threshold=threshold),
-        padding_free=options.padding_free,
-        max_tokens=options.max_tokens,
-        **options.adapters(),
+        **options.of_trainer(),
     )
 
     # 6. Rank by a first stage and by the untrained model, train, and rank again.

@@ -67,6 +67,8 @@ ROOMS = {
     "execution": ["dropout", "attention", "padding_free", "token_budget", "view", "shown"],
     "training": [
         "losses",
+        "heads",
+        "rates",
         "plan",
         "several",
         "sharding",

@@ -41,6 +41,12 @@ class RecipeArguments:
     max_length: int | None = field(default=None, metadata={"help": "Tokens of a pair at most. Default: the model's."})
     max_tokens: int | None = field(default=None, metadata={"help": "Tokens of a forward pass at most; same gradient."})
     padding_free: bool = field(default=True, metadata={"help": "Compute no padding in the transformer layers."})
+    layer_decay: float | None = field(
+        default=None, metadata={"help": "Each layer's learning rate, as a share of that of the layer above it."}
+    )
+    prior_bias: bool = field(
+        default=True, metadata={"help": "Start a new head's bias at the labels' average instead of 0."}
+    )
     lora: bool = field(
         default=False,
         metadata={"help": "Freeze the model; train a LoRA and the head. It takes about ten times the learning rate."},
@@ -70,8 +76,8 @@ class RecipeArguments:
             "target_modules": "all-linear" if targets in (None, ["all-linear"]) else targets,
         }
 
-    def adapters(self) -> dict[str, Any]:
-        """Arguments of `CrossEncoderTrainer` on adapters.
+    def of_trainer(self) -> dict[str, Any]:
+        """Arguments of `CrossEncoderTrainer` that have the names of these, and the adapter asked for.
 
         Raises:
             ConfigurationError: An option of the LoRA is given without `--lora`.
@@ -84,7 +90,8 @@ class RecipeArguments:
         if given and not self.lora:
             raise ConfigurationError(f"{', '.join(given)} without --lora: no adapter is made. Give --lora too.")
         settings = import_peft("--lora").LoraConfig(**self.lora_settings()) if self.lora else None
-        return {"peft_config": settings, "merge_adapters": self.merge_adapters}
+        same = ("padding_free", "max_tokens", "layer_decay", "prior_bias", "merge_adapters")
+        return {"peft_config": settings, **{name: getattr(self, name) for name in same}}
 
 
 Arguments = TypeVar("Arguments", bound=RecipeArguments)

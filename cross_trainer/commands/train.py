@@ -152,7 +152,7 @@ def train_model(arguments: TrainArguments, training_arguments: TrainingArguments
 
     if not arguments.dataset:
         raise ConfigurationError("--dataset is missing: a file, a folder or the id of a data set on the Hub.")
-    adapters = arguments.adapters()
+    own = arguments.of_trainer()
     given: dict[str, Any] = {
         "revision": arguments.model_revision,
         "trust_remote_code": arguments.trust_remote_code or None,
@@ -180,22 +180,21 @@ def train_model(arguments: TrainArguments, training_arguments: TrainingArguments
             max_query_length=arguments.max_query_length,
         ),
         "compute_loss_func": loss.get(None, loss),
-        "padding_free": arguments.padding_free,
-        "max_tokens": arguments.max_tokens,
         "model_kwargs": kwargs,
     }
+    of_plan = {name: own[name] for name in ("padding_free", "max_tokens", "prior_bias")}
     mixing = read_mixing(arguments.mixing)
     if None not in parts and training_arguments.metric_for_best_model == BY_KIND:
         training_arguments.metric_for_best_model = f"{next(iter(parts))}_{BY_KIND}"
     if arguments.dry_run:
         check_arguments(training_arguments, splits["train"], splits["validation"], mixing)
         smoothing, device = training_arguments.label_smoothing_factor, training_arguments.device.type
-        plans = plan_training(arguments.model, **options, label_smoothing_factor=smoothing, device=device)
+        plans = plan_training(arguments.model, **options, **of_plan, label_smoothing_factor=smoothing, device=device)
         typer.echo("\n".join(map(repr, plans.values())))
         if arguments.lora:
             typer.echo(f"LoRA({', '.join(f'{name}={value!r}' for name, value in arguments.lora_settings().items())})")
         return
-    options |= adapters | {name: getattr(arguments, name) for name in ("card_examples", "fingerprints")}
+    options |= own | {name: getattr(arguments, name) for name in ("card_examples", "fingerprints")}
     options["mixing"] = mixing
     trainer = CrossEncoderTrainer(arguments.model, training_arguments, **options)
     _choose_best_by(trainer)

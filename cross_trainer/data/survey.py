@@ -53,6 +53,8 @@ class Survey:
         class_names: The names of the classes, in the order of their index.
         width: C, where labels are lists of numbers.
         without_positive: How many lists have no label above 0.
+        numbers: How many numbers labels consist of.
+        total: Their sum.
         integers: Whether all labels are of an integer type.
         whole: Whether no label has a fraction.
         names: The class names that occur as labels.
@@ -69,6 +71,8 @@ class Survey:
     class_names: tuple[str, ...] | None = None
     width: int = 0
     without_positive: int = 0
+    numbers: int = 0
+    total: float = 0.0
     integers: bool = True
     whole: bool = True
     names: set[str] = field(default_factory=set)
@@ -346,6 +350,8 @@ def _check_numbers(label: Any, name: str, row: int, found: Survey) -> None:
             raise DataError(
                 f"Column {name!r}, row {row}: label -100 marks entries to ignore. Filter the row out or rescale labels."
             )
+        found.numbers += 1
+        found.total += entry
         found.minimum = min(found.minimum, entry)
         found.maximum = max(found.maximum, entry)
         found.integers = found.integers and isinstance(entry, int)

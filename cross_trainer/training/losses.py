@@ -408,15 +408,24 @@ class ListNetLoss:
     sharpen it. A query with one document adds 0 and counts.
 
     Paper: Cao et al. 2007, Learning to Rank: From Pairwise Approach to Listwise Approach.
+
+    Args:
+        pointwise: How much binary cross-entropy of each document's label, in [0, 1], is added: its mean over the
+            query's documents, times this. It gives scores a level, which the order alone leaves open.
     """
 
-    score_activation: ClassVar[ScoreActivation] = "identity"
+    pointwise: float = 0.0
+
     couples_rows: ClassVar[bool] = True
+    score_activation: ClassVar[ScoreActivation] = "identity"
 
     def __call__(self, outputs: Outputs, labels: Tensor, num_items_in_batch: Items = None) -> Tensor:
         """The loss, a scalar."""
         scores, targets, real = _lists(outputs, labels)
         losses = -_log_softmax(targets, real).exp() * _log_softmax(scores, real)
+        if self.pointwise:
+            each = F.binary_cross_entropy_with_logits(scores, targets, reduction="none")
+            losses = losses + self.pointwise * each / real.sum(1, keepdim=True)
         return _average(losses, real, self.count_items(labels), num_items_in_batch)
 
     def count_items(self, labels: Tensor) -> Tensor:

@@ -74,6 +74,7 @@ from cross_trainer.saved.naming import naming
 from cross_trainer.saved.reading import check_vocabulary, load_tokenizer, padding_side
 from cross_trainer.saved.rerankers import is_reranker, published_length
 from cross_trainer.saved.st_files import SentenceTransformersFiles
+from cross_trainer.training.heads import prior_logits, set_new_bias
 from cross_trainer.training.losses import (
     BinaryCrossEntropyLoss,
     CrossEntropyLoss,
@@ -156,6 +157,7 @@ class Plan:
         chose_metrics: Whether metrics follow from each data set's own labels, as none were given.
         datasets: The data sets that were looked at, training data first.
         name: What the training data is called among several data sets.
+        prior: The logits [C] that a new head's bias starts at, or None for 0.
     """
 
     columns: Columns
@@ -173,6 +175,7 @@ class Plan:
     chose_metrics: bool = True
     datasets: tuple[DataPlan, ...] = ()
     name: str | None = None
+    prior: list[float] | None = None
 
     @property
     def num_labels(self) -> int:
@@ -190,6 +193,8 @@ class Plan:
             "label_names": f"{_label_names(self.config)}",
             **{name: repr(getattr(self, name)) for name in _DECISIONS},
         }
+        if self.prior is not None:
+            shown["prior"] = f"{[round(logit, 2) for logit in self.prior]}"
         for name in ("template", "max_query_length"):
             if getattr(self.collator, name, None) is not None:
                 shown[name] = repr(getattr(self.collator, name))
@@ -260,6 +265,7 @@ def make_plan(
     model_kwargs: Mapping[str, Any] | None = None,
     name: str | None = None,
     beside: Plan | None = None,
+    prior_bias: bool = True,
 ) -> Plan:
     """Decide all that a `CrossEncoderTrainer` with these arguments does, and check all rows; nothing is changed.
 
@@ -282,6 +288,7 @@ def make_plan(
         model_kwargs: Of a model given by its name: where to load it from, and what to trust; see `load_planned`.
         name: What the training data is called among several data sets; see `make_plans`.
         beside: The plan of another one that the same model is trained on, whose config it shares.
+        prior_bias: As in `CrossEncoderTrainer`.
 
     Raises:
         DataError: A row can't be trained or evaluated on; the message names the column, the row and the remedy.
@@ -324,6 +331,7 @@ def make_plan(
     if loss is not None and train_dataset is not None:
         check_shape(loss, columns)
     obstacle = _obstacle(modules) if padding_free else None
+    has_prior = train_dataset is not None and not is_stream(train_dataset) and name is None
     plan = Plan(
         columns=columns,
         labels=labels,
@@ -339,6 +347,7 @@ def make_plan(
         collator=collator,
         chose_metrics=compute_metrics is None,
         name=name,
+        prior=prior_logits(labels, loss, config) if prior_bias and isinstance(model, str) and has_prior else None,
     )
     planned = [plan._data_plan(datasets[0], columns, labels)]  # noqa: SLF001
     planned += [plan.for_dataset(dataset) for dataset in datasets[1:]]
@@ -391,7 +400,11 @@ def load_planned(name: str, plan: Plan, model_kwargs: Mapping[str, Any] | None =
         return ready
     if adapter is None:
         with naming(name), refusing_pickles(name, 'model_kwargs={"use_safetensors": False}'):
-            model = AutoModelForSequenceClassification.from_pretrained(name, config=config, **options)
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                name, config=config, output_loading_info=True, **options
+            )
+        new = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+        set_new_bias(model, new, plan.prior)
     else:
         of_base = {key: value for key, value in options.items() if key not in {*_SOURCE, "ignore_mismatched_sizes"}}
         model, _ = adapter.load(config, new_head=True, **of_base)

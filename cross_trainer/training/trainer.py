@@ -55,6 +55,7 @@ from cross_trainer.training.facts import RunRecord
 from cross_trainer.training.losses import logits_of, to_grid
 from cross_trainer.training.parts import NoLoss, check_budget, check_resumable, choose_layers, largest_of
 from cross_trainer.training.plan import DataPlan, Plan, default_collator, load_planned, source_of
+from cross_trainer.training.rates import check_decay, scale_by_depth
 from cross_trainer.training.saving import SavingTrainer, check_uploads
 from cross_trainer.training.several import (
     by_name,
@@ -133,6 +134,10 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
             epoch always has about as many updates as a proportional one; data sets that end before it start over in a
             new order, and others go on in the next one. With streams, each update draws its data set, evenly or by
             weights, and `max_steps` ends the training.
+        layer_decay: The learning rate of each layer is that of the one above it times this, in (0, 1], from the head
+            down to the embeddings; see `cross_trainer.training.rates`.
+        prior_bias: Of a model given by its name, with one data set that is no stream: a new head's bias starts at what
+            the labels are on average, see `cross_trainer.training.heads`. Without it, the bias starts at 0.
         model_init, callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics: As in
         `transformers.Trainer`.
 
@@ -183,6 +188,8 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         card_examples: int = 3,
         card_figures: bool | None = None,
         mixing: Mixing = PROPORTIONAL,
+        layer_decay: float | None = None,
+        prior_bias: bool = True,
         **_others: Unpack[TrainerSpellings],
     ) -> None:
         self._record = RunRecord(card_examples, card_figures)
@@ -228,8 +235,11 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
             max_tokens=max_tokens,
             device=args.device.type,
             model_kwargs=model_kwargs,
+            prior_bias=prior_bias,
         )
         self._logged = dict.fromkeys(("pairs", "tokens", "padding", "truncated"), 0)
+        check_decay(layer_decay, optimizers)
+        self._layer_decay = layer_decay
         self._stop_on_nan = stop_on_nan
         self._losses: list[tuple[torch.Tensor, list[int]]] = []  # of the batches of an update, with their rows
         self._losses_by_name: dict[str, list[torch.Tensor]] = {}  # of the updates since the last log
@@ -543,6 +553,14 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
             if self._handle is not None:
                 self._handle.remove()
                 self._handle = None
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimiser of `transformers.Trainer`, with rates that fall by `layer_decay`."""
+        is_new = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if is_new and self._layer_decay is not None:
+            scale_by_depth(optimizer, self.model if model is None else model, self._layer_decay)
+        return optimizer
 
     def before_wrapping(self) -> None:
         """Take the padding out of the model, and off it what an earlier evaluation left.

@@ -65,6 +65,7 @@ def test_repr_shows_one_decision_a_line(folder):
         "    padding_free=True,",
         "    obstacle=None,",
         "    max_tokens=99,",
+        "    prior=[-1.1, -1.1, -1.1],",
         ")",
     ]
 

@@ -19,7 +19,7 @@ def depths(model: Any) -> dict[str, int]:
     """How far below the head each parameter lies: 0 for the head, 1 for the last layer, and the embeddings lowest.
 
     >>> from transformers import BertConfig, BertForSequenceClassification
-    >>> config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8)
+    >>> config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=2, num_attention_heads=2)
     >>> found = depths(BertForSequenceClassification(config))
     >>> [found[name] for name in ("classifier.weight", "bert.encoder.layer.0.output.dense.bias")]
     [0, 2]

@@ -14,7 +14,8 @@ validation and test, so that one run tells about several choices:
     + both     of each, with the scores of both orders of the texts averaged, where the order has no meaning
 
 Runs are written to `--output`, one line each, and runs that are there already aren't done again. At the end come the
-means over seeds with 95 % intervals, and their differences from sentence-transformers: seed by seed, by a paired t-test.
+means over seeds with 95 % intervals, and their differences from sentence-transformers: seed by seed, by a paired
+t-test.
 """
 
 from __future__ import annotations
@@ -34,8 +35,13 @@ import numpy as np
 import torch
 from datasets import Dataset
 from scipy import stats
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
-from transformers import TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.utils import logging as transformers_logging
 
 from cross_trainer import CrossEncoder, CrossEncoderTrainer, PairCollator, ranking_metrics
@@ -112,8 +118,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "layer_decay": {"trainer": {"layer_decay": 0.9}, "arguments": {"learning_rate": 1e-4}},
     "learning_rate": {"arguments": {"learning_rate": 1e-4}},
     "prior": {"trainer": {"prior_bias": True}},
-    "probe": {"head": "probe"},
-    "label_smoothing": {"loss": losses.CrossEntropyLoss(label_smoothing=0.1)},
     "ListNetLoss": {"documents": 32, "arguments": LISTS, "loss": losses.ListNetLoss()},
     "ListNetLoss(pointwise=1.0)": {"documents": 32, "arguments": LISTS, "loss": losses.ListNetLoss(pointwise=1.0)},
 }
@@ -146,7 +150,7 @@ def load_rows(name: str, folder: str, most: int | None = None) -> dict[str, list
     task, splits = TASKS[name], load_splits(folder)
     rows = task.rows(splits["train"])
     firsts = sorted({row["a"] for row in rows})
-    kept_aside = set(random.Random(0).sample(firsts, round(TEST[name] * len(firsts))))
+    kept_aside = set(random.Random(0).sample(firsts, max(1, round(TEST[name] * len(firsts)))))
     parts: dict[str, list[dict[str, Any]]] = {"train": [], "validation": task.rows(splits["validation"]), "test": []}
     for row in rows:
         parts["test" if row["a"] in kept_aside else "train"].append(row)
@@ -181,7 +185,8 @@ class Watcher(TrainerCallback):
         if self.steps == 1:
             self.mean = [weight.clone() for weight in weights]
         else:
-            torch._foreach_lerp_(self.mean, weights, 1 / self.steps)
+            for mean, weight in zip(self.mean, weights, strict=True):
+                mean.lerp_(weight, 1 / self.steps)
 
     def on_epoch_end(self, _: Any, state: Any, __: Any, model: Any = None, **___: Any) -> None:
         self.seconds += time.perf_counter() - self.started
@@ -273,58 +278,7 @@ def train_ours(
         callbacks=[watcher],
         **{"prior_bias": False, **way.get("trainer", {})},
     )
-    if way.get("head"):
-        init_head(trainer, rows, task, way["head"], settings["seed"])
     trainer.train()
-
-
-def init_head(trainer, rows, task, kind, seed):
-    model, collator = trainer.model, trainer.data_collator
-    labels = torch.tensor([row["label"] for row in rows])
-    with torch.no_grad():
-        if kind == "prior":
-            if task.classes:
-                model.classifier.bias.copy_((torch.bincount(labels.long()) / len(labels)).log())
-            else:
-                model.classifier.bias.fill_(torch.logit(labels.float().mean()))
-            return
-    sample = random.Random(seed).sample(range(len(rows)), min(1024, len(rows)))
-    seen = []
-    handle = model.classifier.register_forward_pre_hook(lambda _, args: seen.append(args[0].float()))
-    model.eval()
-    tok = collator.tokenizer
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        for start in range(0, len(sample), 32):
-            part = [rows[i] for i in sample[start : start + 32]]
-            model(
-                **tok(
-                    [r["a"] for r in part], [r["b"] for r in part], padding=True, truncation=True, return_tensors="pt"
-                )
-            )
-    handle.remove()
-    model.train()
-    x, y = torch.cat(seen).float(), labels[sample]
-    w = torch.nn.Linear(x.shape[1], len(task.classes) or 1)
-    torch.nn.init.zeros_(w.weight)
-    opt = torch.optim.LBFGS(w.parameters(), max_iter=100, line_search_fn="strong_wolfe")
-    lossf = (
-        torch.nn.functional.cross_entropy
-        if task.classes
-        else (lambda z, t: torch.nn.functional.binary_cross_entropy_with_logits(z[:, 0], t))
-    )
-    target = y.long() if task.classes else y.float()
-
-    def closure():
-        opt.zero_grad()
-        loss = lossf(w(x), target) + 0.5 * 1e-2 * w.weight.square().sum()
-        loss.backward()
-        return loss
-
-    opt.step(closure)
-    with torch.no_grad():
-        print("probe loss", float(lossf(w(x), target)), float(w.weight.norm()), model.classifier.weight.norm())
-        model.classifier.weight.copy_(w.weight)
-        model.classifier.bias.copy_(w.bias)
 
 
 def run(name: str, folder: str, way: str, seed: int, options: argparse.Namespace) -> Run:
@@ -383,7 +337,7 @@ def table(runs: list[Run]) -> str:
         cells = [data, way, choice, str(len(by_seed))]
         cells += [interval([reached[split] for reached in by_seed.values()]) for split in (0, 1)]
         shared = [by_seed[seed][1] - base[seed][1] for seed in by_seed if seed in base]
-        if way == THEIRS and choice in ("last", "chosen") or len(shared) < 2:
+        if (way == THEIRS and choice in ("last", "chosen")) or len(shared) < 2:
             cells += ["", ""]
         else:
             cells += [interval(shared, sign="+"), f"{stats.ttest_1samp(shared, 0.0).pvalue:.3f}"]

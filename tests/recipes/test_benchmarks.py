@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import SENTENCES, build_model, build_tokenizer
 from datasets import Dataset
+from scipy import stats
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "benchmarks"
 TRAINING = {
@@ -42,7 +43,7 @@ SCORING = {
 
 def load(name):
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look themselves up there
     spec.loader.exec_module(module)
     return module
 
@@ -193,3 +194,73 @@ def test_a_table_of_runs_has_means_and_the_spread_of_one_run():
     assert table.splitlines()[-1] == (
         "| trecqa `--bf16` | `--loss LambdaLoss` | 3 | 0.720 ± 0.010 | 0.500 ± 0.000 | 0.250 ± 0.000 |"
     )
+
+
+@pytest.fixture
+def tasks(files):
+    """Folders of the tasks of quality.py, each with three first texts and four second ones for each."""
+    texts = [(one, other) for one in SENTENCES[:3] for other in SENTENCES[4:8]]
+    frames = {
+        "trecqa": {"label": [place % 2 for place in range(12)]},
+        "sick": {"label": [["neutral", "entailment", "contradiction"][place % 3] for place in range(12)]},
+        "stsb": {"score": [place % 6 for place in range(12)]},
+    }
+    names = {"trecqa": ("query", "answer"), "sick": ("premise", "hypothesis"), "stsb": ("sentence1", "sentence2")}
+    for task, labels in frames.items():
+        (files / task).mkdir()
+        columns = dict(zip(names[task], map(list, zip(*texts, strict=True)), strict=True))
+        for split in ("train", "validation"):
+            Dataset.from_dict(columns | labels).to_csv(files / task / f"{split}.csv", index=False)
+    build_model().bert.save_pretrained(files / "base")
+    build_tokenizer().save_pretrained(files / "base")
+    return files
+
+
+def test_rows_that_are_kept_aside_share_no_first_text(tasks):
+    quality = load("quality")
+    for name in quality.TASKS:
+        parts = quality.load_rows(name, str(tasks / name))
+        firsts = {part: {row["a"] for row in rows} for part, rows in parts.items()}
+        assert not firsts["train"] & firsts["test"]
+        assert len(firsts["test"]) == 1
+        assert len(parts["train"]) + len(parts["test"]) == len(parts["validation"]) == 12
+    assert len(quality.load_rows("stsb", str(tasks / "stsb"), 5)["train"]) == 5
+
+
+def test_both_libraries_are_trained_and_compared(tasks, monkeypatch, capsys):
+    quality = load("quality")
+    argv = ["--model", tasks / "base", "--batch_size", 4, "--use_cpu", "--output", tasks / "quality.jsonl", "--seeds"]
+    folders = [tasks / name for name in quality.TASKS]
+    ways = ["--ways", quality.THEIRS, quality.OURS]
+    call(monkeypatch, "quality", *folders, *ways, *argv, 1, 2)
+    runs = quality.read_runs(tasks / "quality.jsonl")
+    assert len(runs) == 12
+    for run in runs:
+        assert len(run["epochs"]) == quality.TASKS[run["data"]].epochs
+        assert ("test, both" in run["averaged"]) == (run["data"] == "stsb")
+    capsys.readouterr()
+    call(monkeypatch, "quality", *folders, *ways, *argv, 1, 2)  # what is there isn't done again
+    assert len(quality.read_runs(tasks / "quality.jsonl")) == 12
+    assert capsys.readouterr().out.count(f"| {quality.OURS} |") == 3 * 3 + 2
+    call(monkeypatch, "quality", tasks / "trecqa", "--ways", "ListNetLoss", *argv, 1)
+    assert quality.read_runs(tasks / "quality.jsonl")[-1]["way"] == "ListNetLoss"
+
+
+def test_differences_are_taken_seed_by_seed():
+    quality = load("quality")
+    runs = [
+        {
+            "data": "sick",
+            "rows": None,
+            "way": way,
+            "seed": seed,
+            "epochs": [{"validation": 0.5, "test": value}],
+            "averaged": {"validation": 0.5, "test": value},
+        }
+        for way, values in ((quality.THEIRS, (0.6, 0.7, 0.8)), (quality.OURS, (0.61, 0.72, 0.83)))
+        for seed, value in enumerate(values)
+    ]
+    line = next(line for line in quality.table(runs).splitlines() if f"{quality.OURS} | last" in line)
+    half = stats.t.ppf(0.975, 2) * 0.01 / 3**0.5
+    p_value = stats.ttest_rel((0.61, 0.72, 0.83), (0.6, 0.7, 0.8)).pvalue
+    assert line.endswith(f"| 0.7200 ± 0.2733 | +0.0200 ± {half:.4f} | {p_value:.3f} |")

@@ -84,6 +84,7 @@ ROOMS = {
         "engine",
         "exported",
         "prepared",
+        "precision",
         "ranking",
         "saving",
         "cross_encoder",

@@ -725,7 +725,7 @@ class CrossEncoder:
         """
         from cross_trainer.training.fitting import FitSettings, fit
 
-        check_changeable(self, "fit()")
+        self.check_changeable("fit()")
         if self._prompt() and self.template is None:
             raise ConfigurationError(
                 f"fit() trains on the texts as they are, but the model puts the prompt {self.default_prompt_name!r} "
@@ -786,7 +786,7 @@ class CrossEncoder:
         """
         from cross_trainer.training.calibrating import calibrate_scores
 
-        check_changeable(self, "calibrate()")
+        self.check_changeable("calibrate()")
         found = calibrate_scores(self, rows, columns, batch_size, threshold, relevance_threshold, confidence)
         self.activation_fn = saved_activation(self.config)
         return found
@@ -806,6 +806,7 @@ class CrossEncoder:
 
     save_pretrained = save = save_pretrained
     save_for = save_for
+    check_changeable = check_changeable
     export = export
     push_to_hub = push_to_hub
 

@@ -3,7 +3,7 @@
     python recipes/benchmarks/variants.py pairs.csv --model output/stsb --columns sentence1 sentence2
 
 All score the same pairs in one process, in turns, after a first turn to warm up and compile. Speeds are medians. Scores
-are compared with those in float32: how far they are from them, Spearman's correlation, of several labels the lowest one,
+are compared with those in float32: how far they are from them, Spearman's correlation, of several labels the lowest,
 and how many are distinct. At the end stands the precision that "auto" has chosen on this machine.
 """
 

@@ -53,9 +53,9 @@ def logits(encoder):
 
 
 def test_this_machine_is_measured_in_a_moment():
-    before, started = torch.random.get_rng_state(), time.perf_counter()
+    before, started = torch.random.get_rng_state(), time.process_time()
     times = precision.seconds(CPU, (64, 256))
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
     assert len(times) == 2
     assert all(0 < value < 0.1 for value in times)
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -220,6 +220,7 @@ def test_nothing_is_trained_or_saved_in_it(folder, measured, tmp_path, chosen):
         "calibrate()": lambda: encoder.calibrate([]),
         "save_pretrained()": lambda: encoder.save_pretrained(tmp_path / "saved"),
         "export()": lambda: encoder.export(tmp_path / "saved"),
+        "push_to_hub()": lambda: encoder.push_to_hub("user/name"),
     }
     for name, call in calls.items():
         told = f"{re.escape(name)} needs weights whose precision doesn't depend on the machine, .* made them {chosen}"

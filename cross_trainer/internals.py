@@ -33,6 +33,21 @@ def process_state() -> Any:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
+def first_to_say(key: str, value: str) -> str:
+    """What the first process of a run to come here has said under a key, which all later ones get. Nobody waits.
+
+    Collectives wait for every process, and a model may be loaded by some alone; the store that all processes know each
+    other by has no public name.
+    """
+    from torch import distributed
+
+    process_state()  # the processes know each other from here on
+    if not distributed.is_available() or not distributed.is_initialized():
+        return value
+    store = distributed.distributed_c10d._get_default_store()
+    return str(store.compare_set(f"cross_trainer {key}", "", value).decode())
+
+
 @contextlib.contextmanager
 def replaced(target: Any, **values: Any) -> Iterator[None]:
     """Attributes of an object with other values for a while."""

@@ -86,6 +86,7 @@ ROOMS = {
         "engine",
         "exported",
         "prepared",
+        "precision",
         "ranking",
         "saving",
         "cross_encoder",

@@ -69,6 +69,8 @@ def calibrate_model(
     check_writable(output, folder=True)
     if options.get("quantize") is not None:
         raise ConfigurationError(f"--quantize {options['quantize']}: calibrate the model's own weights.")
+    if options.get("dtype") == "auto":
+        raise ConfigurationError("--dtype auto: what is saved shall not depend on this machine. Name the precision.")
     columns = name_columns(text_columns, label_column)
     rows = load_split(dataset, split, dataset_config, columns)
     check_columns(dataset, rows, columns, trained_on=trained_columns(model, **options))

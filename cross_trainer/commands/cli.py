@@ -123,7 +123,7 @@ MODEL_OPTIONS = [
     _option("tokens", list[str] | None, None, "What a causal language model answers for a pair, and again against it."),
     _option("max_tokens", int | None, None, "Tokens of a batch, with padding. Default: depends on the device."),
     _option("device", str | None, None, "cpu, cuda, cuda:1, mps. Default: a GPU if there is one."),
-    _option("dtype", str | None, None, "float32, bfloat16 or float16. Default: as saved."),
+    _option("dtype", str | None, None, "float32, bfloat16, float16; auto: a fast one of two. Default: as saved."),
     _option("quantize", str | None, None, "int8: faster on CPUs, with slightly different scores."),
     _option("backend", str, "torch", "onnx or openvino: score with what `export` has written, on the CPU."),
     _option("file_name", str | None, None, "Of several exported files, the one to score with."),

@@ -116,15 +116,30 @@ def compute_head_in_float32(model: Any) -> bool:
     Returns:
         Whether the model was changed: its head consists of linear layers and norms as torch has them.
     """
-    classifier = _classifier(model)
-    base = classifier.base_model
-    heads = [] if base is classifier else [child for child in classifier.children() if child is not base]
-    parts = [part for head in (*heads, *_poolers(base)) for part in head.modules() if _weights(part)]
-    if not all(type(part) in {nn.Linear, nn.LayerNorm} and "forward" not in vars(part) for part in parts):
+    parts = _head_parts(_classifier(model))
+    if not all(map(_is_plain, parts)):
         return False
     for part in parts:
         part.forward = functools.partial(_in_float32, part)
     return True
+
+
+def has_float32_head(model: Any) -> bool:
+    """Whether `compute_head_in_float32` knows a model's whole head and changes it."""
+    classifier = _classifier(model)
+    parts = _head_parts(classifier)
+    return classifier.base_model is not classifier and bool(parts) and all(map(_is_plain, parts))
+
+
+def _head_parts(classifier: Any) -> list[nn.Module]:
+    """The modules with weights that follow a classifier's transformer."""
+    base = classifier.base_model
+    heads = [] if base is classifier else [child for child in classifier.children() if child is not base]
+    return [part for head in (*heads, *_poolers(base)) for part in head.modules() if _weights(part)]
+
+
+def _is_plain(part: nn.Module) -> bool:
+    return type(part) in {nn.Linear, nn.LayerNorm} and "forward" not in vars(part)
 
 
 def _weights(part: nn.Module) -> bool:

@@ -18,6 +18,9 @@ class Saves(Protocol):
     def save_for(self, folder: str | Path, address: str | None, merge_adapters: bool = False) -> Any:
         """Write all of its files into a folder, with a card that says where they will be loaded from."""
 
+    def check_changeable(self, what: str) -> None:
+        """Check that there are weights to save; `what` is to be done with them."""
+
 
 @spelled(REFUSED["push_to_hub"])
 def push_to_hub(
@@ -54,6 +57,7 @@ def push_to_hub(
     """
     from huggingface_hub import HfApi
 
+    self.check_changeable("push_to_hub()")  # before there is a repository
     api = HfApi(token=token)
     repo = api.create_repo(repo_id, private=private, exist_ok=exist_ok or create_pr).repo_id
     if revision is not None:

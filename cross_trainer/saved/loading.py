@@ -340,7 +340,7 @@ _OF_CROSS_ENCODER = {
 def _check_model_kwargs(model_kwargs: Mapping[str, Any], dtype: torch.dtype | None) -> None:
     for key, value in model_kwargs.items():
         advice = _OF_CROSS_ENCODER.get(key)
-        if key in {"dtype", "torch_dtype"} and dtype is not None and as_dtype(value) != dtype:
+        if key in {"dtype", "torch_dtype"} and dtype is not None and (value == "auto" or as_dtype(value) != dtype):
             advice = f"it contradicts dtype={dtype}. Give one of them."
         if advice is not None:
             raise ConfigurationError(f"model_kwargs={{{key!r}: {short(value)}}}: {advice}")
@@ -597,7 +597,9 @@ def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if dtype is not None and (not isinstance(found, torch.dtype) or not found.is_floating_point):
-        raise ConfigurationError(f'dtype={dtype!r}: expected "float32", "bfloat16", "float16" or such a torch.dtype.')
+        raise ConfigurationError(
+            f'dtype={dtype!r}: expected "auto", "float32", "bfloat16", "float16" or such a torch.dtype.'
+        )
     return found
 
 

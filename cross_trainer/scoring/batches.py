@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from cross_trainer.errors import DataError
+from cross_trainer.errors import ConfigurationError, DataError
 from cross_trainer.scoring.cross_encoder import CrossEncoder
+from cross_trainer.scoring.precision import AUTO
 
 
 class BatchScorer:
@@ -39,6 +40,9 @@ class BatchScorer:
         activation: As in `CrossEncoder.predict`: "logits" for raw scores.
         symmetric: Average the scores of (a, b) and (b, a).
         options: More arguments of `CrossEncoder`: `max_length`, `dtype`, `device`, ...
+
+    Raises:
+        ConfigurationError: The precision is "auto", which every machine would decide for itself.
     """
 
     def __init__(
@@ -51,6 +55,11 @@ class BatchScorer:
         symmetric: bool = False,
         **options: Any,
     ) -> None:
+        if options.get("dtype") == AUTO:
+            raise ConfigurationError(
+                'dtype="auto": each worker would decide for its own machine, and scores would depend on where they are '
+                'computed. Name the precision, such as dtype="bfloat16".'
+            )
         self.model, self.columns, self.score_column = str(model), columns, score_column
         self.activation, self.symmetric, self.options = activation, symmetric, options
         self._encoder: CrossEncoder | None = None

@@ -13,6 +13,7 @@ Shapes: P pairs, C classes, D documents of a query.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -50,10 +51,10 @@ from cross_trainer.saved.loading import (
     agreed,
     agreed_number,
     as_answering,
-    as_dtype,
     check_device,
     check_loaded,
     load_classifier,
+    load_config,
     load_trained_rows,
     place_loading,
 )
@@ -69,9 +70,17 @@ from cross_trainer.scoring.engine import (
     with_logits,
 )
 from cross_trainer.scoring.exported import Backend, load_exported
+from cross_trainer.scoring.precision import AUTO, check_dtype, convert, load_in
 from cross_trainer.scoring.prepared import PreparedModel
 from cross_trainer.scoring.ranking import LongDocuments, cut_documents, read_documents, sort_documents
-from cross_trainer.scoring.saving import Origin, check_has_weights, export, save_for, save_pretrained
+from cross_trainer.scoring.saving import (
+    Origin,
+    check_changeable,
+    check_has_weights,
+    export,
+    save_for,
+    save_pretrained,
+)
 from cross_trainer.spellings import REFUSED, LoadingSpellings, ScoringSpellings, spelled
 
 if TYPE_CHECKING:
@@ -103,8 +112,10 @@ class CrossEncoder:
             for.
         device: Where to compute. Default: a GPU if there is one; in a distributed run the one of this process; for a
             loaded model, and one with a `device_map` in `model_kwargs`, where it is.
-        dtype: Precision of the weights, "bfloat16" or `torch.bfloat16` for instance. Default: as saved. Scores are
-            float32 always.
+        dtype: Precision of the weights, "bfloat16" or `torch.bfloat16` for instance. Default: as saved, which in
+            transformers is "auto". Here "auto" is bfloat16 where the device multiplies it clearly faster than float32,
+            and float32 elsewhere, see `cross_trainer.scoring.precision`; the model then scores, and isn't trained or
+            saved. Scores are float32 always.
         tokenizer: Instead of the one saved with the model.
         activation: From logits to scores, used wherever a call names no other, and saved with the model if it is a
             module of `torch.nn`. Default: what the model's files ask for, see `saved.folder.activation_path`.
@@ -156,6 +167,7 @@ class CrossEncoder:
         default_prompt_name: The one that is put there, or None. In a template, it is the instruction.
         template: The text that pairs stand in, or None.
         is_untrained: Whether its head is new.
+        scores_only: Whether `dtype="auto"` chose the precision of `model.dtype`, so that it isn't trained or saved.
         card_facts: What the model card says of a training by `fit`.
         origin: Where it was loaded from, whose model card is its own until it is trained.
         model_card_data: The newest value of each metric that an evaluator of sentence-transformers has reported, by
@@ -212,8 +224,9 @@ class CrossEncoder:
             "cache_dir": cache_dir,
             "local_files_only": local_files_only,
         }
-        model_kwargs, tokenizer_kwargs = dict(model_kwargs or {}), dict(tokenizer_kwargs or {})
-        config_kwargs = dict(config_kwargs or {})
+        model_kwargs, tokenizer_kwargs, config_kwargs = (
+            dict(given or {}) for given in (model_kwargs, tokenizer_kwargs, config_kwargs)
+        )
         check_device(device)
         num_labels = agreed_number("num_labels", num_labels, "config_kwargs", config_kwargs.pop("num_labels", None))
         max_length = agreed_number(
@@ -224,6 +237,7 @@ class CrossEncoder:
                 f"tokenizer_kwargs={tokenizer_kwargs} are for the tokenizer that lies beside the model, and another "
                 "one is given. Load that with them."
             )
+        check_dtype(dtype, quantize, model_kwargs)
         if backend != "torch":
             on_gpu = None if device is None or torch.device(device).type == "cpu" else device
             file_name = agreed("file_name", file_name, "model_kwargs", model_kwargs.pop("file_name", None))
@@ -242,19 +256,30 @@ class CrossEncoder:
         elif isinstance(model_name_or_path, (str, Path)):
             name = str(model_name_or_path)
             device, model_kwargs = place_loading(device, model_kwargs)
-            loaded = load_classifier(
-                name, num_labels, as_dtype(dtype), use_safetensors, source, model_kwargs, config_kwargs, tokens
+            loaded = load_in(
+                dtype,
+                functools.partial(
+                    load_classifier,
+                    *(name, num_labels),
+                    use_safetensors=use_safetensors,
+                    source=source,
+                    model_kwargs=model_kwargs,
+                    config_kwargs=config_kwargs,
+                    tokens=tokens,
+                ),
+                lambda: load_config(name, source, use_safetensors),
+                device,
             )
             tokenizer = load_tokenizer(name, {**source, **tokenizer_kwargs}) if tokenizer is None else tokenizer
         else:
             of_loading = {**source, "model_kwargs": model_kwargs, "config_kwargs": config_kwargs}
             answering = as_answering(model_name_or_path, tokenizer, tokens)
             checked = check_loaded(answering, num_labels, of_loading)
-            loaded = Loaded(checked if dtype is None else checked.to(as_dtype(dtype)), is_new=False)
+            loaded = Loaded(convert(checked, dtype), is_new=False)
         if backend == "torch" and file_name is not None:
             raise ConfigurationError(f'file_name={file_name!r} names an exported file: pass backend="onnx" with it.')
         self.backend: Backend = backend
-        model, self.is_untrained = loaded.model, loaded.is_new
+        model, self.is_untrained, self.scores_only = loaded.model, loaded.is_new, dtype == AUTO
         self._source = {key: value for key, value in source.items() if key != "token"}  # which no pickle may hold
         self.prompts = {**loaded.prompts, **(prompts or {})}
         self.default_prompt_name = loaded.default_prompt_name if default_prompt_name is None else default_prompt_name
@@ -700,7 +725,7 @@ class CrossEncoder:
         """
         from cross_trainer.training.fitting import FitSettings, fit
 
-        check_has_weights(self, "fit()")
+        self.check_changeable("fit()")
         if self._prompt() and self.template is None:
             raise ConfigurationError(
                 f"fit() trains on the texts as they are, but the model puts the prompt {self.default_prompt_name!r} "
@@ -761,7 +786,7 @@ class CrossEncoder:
         """
         from cross_trainer.training.calibrating import calibrate_scores
 
-        check_has_weights(self, "calibrate()")
+        self.check_changeable("calibrate()")
         found = calibrate_scores(self, rows, columns, batch_size, threshold, relevance_threshold, confidence)
         self.activation_fn = saved_activation(self.config)
         return found
@@ -781,6 +806,7 @@ class CrossEncoder:
 
     save_pretrained = save = save_pretrained
     save_for = save_for
+    check_changeable = check_changeable
     export = export
     push_to_hub = push_to_hub
 

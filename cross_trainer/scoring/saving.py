@@ -98,7 +98,7 @@ def save_for(self: CrossEncoder, folder: str | Path, address: str | None, merge_
         address: The folder's or the repository's name. None writes no card.
         merge_adapters: As in `save_pretrained`.
     """
-    check_has_weights(self, "save_pretrained()")
+    check_changeable(self, "save_pretrained()")
     _describe(self)
     check_writable(folder, folder=True)
     with telling_full(folder, "Free some space, and save it again."):
@@ -111,7 +111,7 @@ def save_for(self: CrossEncoder, folder: str | Path, address: str | None, merge_
 
 
 def _save_causal(self: CrossEncoder, folder: str | Path) -> None:
-    check_has_weights(self, "save_pretrained()")
+    check_changeable(self, "save_pretrained()")
     _describe(self)
     answers = saved_answers(self.config)
     if not answers:
@@ -170,6 +170,21 @@ def check_has_weights(self: CrossEncoder, what: str) -> None:
         )
 
 
+def check_changeable(self: CrossEncoder, what: str) -> None:
+    """Check that the model computes with torch, in a precision that doesn't depend on this machine.
+
+    Raises:
+        ConfigurationError: It has been exported, or "auto" has chosen the precision.
+        UnsupportedModelError: It isn't a classifier.
+    """
+    check_has_weights(self, what)
+    if self.scores_only:
+        raise ConfigurationError(
+            f'{what} needs weights whose precision doesn\'t depend on the machine, but dtype="auto" has made them '
+            f"{str(self.model.dtype).removeprefix('torch.')} for scoring. Load the model without dtype, or name one."
+        )
+
+
 def export(
     self: CrossEncoder,
     folder: str | Path,
@@ -202,7 +217,7 @@ def export(
         MissingDependencyError: The extra `export` isn't installed.
         UnsupportedModelError: The model can't be exported, or scores otherwise afterwards.
     """
-    check_has_weights(self, "export()")
+    check_changeable(self, "export()")
     target, own = Path(folder), Path(self.config.name_or_path or "?")
     if (target / SETTINGS).is_file():
         raise ConfigurationError(

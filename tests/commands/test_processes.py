@@ -20,12 +20,18 @@ SCRIPT = """
 import os, sys
 from pathlib import Path
 import torch
+from accelerate.utils import gather_object
+from transformers import BertConfig
 from cross_trainer.commands import cli, partial
+from cross_trainer.scoring import precision
 
 folder, model, die = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
 process = int(os.environ.get("RANK", 0))
 assert int(os.environ.get("WORLD_SIZE", 1)) == (1 if folder.name == "one" else 2)
 save = partial.PartialScores.save
+precision.seconds = lambda *_: (2.0, 1.0) if process else (1.0, 2.0)
+decided = str(precision.faster_dtype(BertConfig(), torch.device("cpu")))
+assert len(set(gather_object([decided]))) == 1, decided
 
 def save_or_die(self, *window):
     save(self, *window)

@@ -13,6 +13,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import SENTENCES, build_model, build_tokenizer
 from datasets import Dataset
@@ -86,6 +87,20 @@ def test_scoring_speeds_are_written_as_printed(files, monkeypatch, capsys):
         row = next(line for line in printed.splitlines() if line.startswith(f"  {name}  "))
         assert row.strip().removeprefix(name).split()[0] == f"{speed:.1f}"
     assert len(load("chart").speeds(record)) == 3
+
+
+def test_variants_are_compared_with_float32(files, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "scoring", load("scoring"))  # which lies beside it, and in the tests, too
+    argv = [files / "pairs.csv", "--model", files / "model", "--rounds", 1, "--variants", "auto", "int8"]
+    call(monkeypatch, "variants", *argv)
+    header, *rows, chosen = capsys.readouterr().out.splitlines()
+    assert header.split()[-2:] == ["Spearman", "distinct"]
+    assert [row.split()[0] for row in rows] == ["float32", "auto", "int8"]
+    assert rows[0].split()[-4:] == ["0.0e+00", "0.0e+00", "1.00000", "12"]
+    assert chosen in {"auto is torch.float32", "auto is torch.bfloat16"}
+    order, scores = load("variants").correlation, np.arange(8.0).reshape(4, 2)
+    assert order(scores, scores) == pytest.approx(1)
+    assert order(scores, scores * [1, -1]) == pytest.approx(-1)
 
 
 def test_the_chart_compares_defaults():

@@ -17,6 +17,7 @@ from transformers import CONFIG_MAPPING, AutoModel, AutoModelForSequenceClassifi
 
 from cross_trainer.errors import ConfigurationError, UnsupportedModelError
 from cross_trainer.saved.modular import FOLDED, Modular
+from cross_trainer.scoring import precision
 from cross_trainer.scoring.cross_encoder import CrossEncoder
 from cross_trainer.training.trainer import CrossEncoderTrainer
 
@@ -103,12 +104,14 @@ def test_modules_that_no_classifier_computes(tmp_path, modules, options):
     assert encoder.max_length == 60
 
 
-def test_half_precision_has_a_head_in_float32(tmp_path):
+def test_half_precision_has_a_head_in_float32(tmp_path, monkeypatch):
     folder = save(tmp_path, "bert", Pooling(32, "mean"), scores())
     exact, half = CrossEncoder(folder), CrossEncoder(folder, dtype="bfloat16")
     found = half.predict(PAIRS, activation="logits")
     np.testing.assert_allclose(found, exact.predict(PAIRS, activation="logits"), atol=0.1)
     assert not np.array_equal(found, torch.from_numpy(found).bfloat16().float())
+    monkeypatch.setattr(precision, "_decide", lambda *_: torch.bfloat16)
+    np.testing.assert_array_equal(CrossEncoder(folder, dtype="auto").predict(PAIRS, activation="logits"), found)
 
 
 def test_modules_are_not_saved_as_a_classifier(tmp_path):

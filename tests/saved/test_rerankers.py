@@ -21,6 +21,7 @@ from cross_trainer.data.templates import PUBLISHED, Template
 from cross_trainer.errors import ConfigurationError, UnsupportedModelError
 from cross_trainer.saved.chat import write_chat_template
 from cross_trainer.saved.rerankers import find_answers, published, to_classifier
+from cross_trainer.scoring import precision
 from cross_trainer.scoring.cross_encoder import CrossEncoder
 from cross_trainer.training.trainer import CrossEncoderTrainer
 
@@ -137,7 +138,7 @@ def test_a_folder_of_sentence_transformers(tmp_path, chat_template, answers, act
     np.testing.assert_allclose(encoder.predict(PAIRS[0]), activation(torch.tensor(expected[0])), atol=1e-5)
 
 
-def test_half_precision(tmp_path):
+def test_half_precision(tmp_path, monkeypatch):
     """The row is rounded once, so scores are nearer to those of exact logits than the causal model's own are."""
     model = build(dtype=torch.bfloat16)
     folder = save(tmp_path / "Qwen3-Reranker-4B", model)
@@ -149,6 +150,9 @@ def test_half_precision(tmp_path):
     assert torch.equal(exact.model.score.weight[0], rows[0] - rows[1])
     assert torch.equal(encoder.model.score.weight[0], (rows[0] - rows[1]).bfloat16())
     assert np.abs(logits(encoder) - logits(exact)).max() < 0.2
+    for chosen, explicit in ((torch.float32, exact), (torch.bfloat16, encoder)):
+        monkeypatch.setattr(precision, "_decide", lambda *_, chosen=chosen: chosen)
+        np.testing.assert_array_equal(logits(CrossEncoder(folder, dtype="auto")), logits(explicit))
 
 
 def test_tokens_of_an_unknown_model(tmp_path):

@@ -29,6 +29,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from cross_trainer.errors import ConfigurationError
 from cross_trainer.execution.dropout import draw_kept, kept_share
+from cross_trainer.execution.transfer import send
 from cross_trainer.internals import softmax_gradient
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Layout:
         """[sequences + 1] int32: where each sequence starts in the flat row, and the end of the last one."""
         lengths = (length for count, length in self.groups or () for _ in range(count))
         ends = [0, *itertools.accumulate(lengths)]
-        return torch.tensor(ends, dtype=torch.int32, device=self.index.device)
+        return send(torch.tensor(ends, dtype=torch.int32), self.index.device)
 
     def flatten(self, padded: Tensor) -> Tensor:
         """[P, L, ...] to [T, ...]."""

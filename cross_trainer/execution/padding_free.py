@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from cross_trainer.errors import ConfigurationError, UnsupportedModelError
 from cross_trainer.execution.attention import Kernel, Layout, flat_attention
 from cross_trainer.execution.dropout import CpuDropout, exchange_class
+from cross_trainer.execution.transfer import on_cpu, send
 from cross_trainer.internals import AttentionConfig, attention_name, has_hooks
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ DECODERS = frozenset({"gemma", "llama", "mistral", "qwen2", "qwen3"})
 """Model types of causal models, padded on either side."""
 
 LEAST_PADDING = 0.05
-"""Batches with a smaller share of padding run as they are: removing it would cost more than it saves."""
+"""Batches with a smaller share of padding run as they are: removing it would cost more than it saves. In half precision
+on GPUs all run flat.
+"""
 
 _NAME = "cross_trainer_padding_free"
 _KEYWORD = "padding_free_layout"
@@ -127,7 +130,20 @@ class PaddingFree:
             return None if index is None else Layout(index, mask.bool())
         if is_tracing(mask):  # what is recorded must not depend on this batch's lengths
             return None
-        return _find_tokens(mask.bool(), self.kernel, self._left_padding)
+        least = 0.0 if self._runs_in_half_on_gpu(module, mask.device) else LEAST_PADDING
+        found = _find_tokens(on_cpu(mask).bool(), self._left_padding, least)
+        return found and Layout(send(found[0], mask.device), mask.bool(), found[1], self.kernel)
+
+    @staticmethod
+    def _runs_in_half_on_gpu(module: PreTrainedModel, device: torch.device) -> bool:
+        """Whether attention takes flat tokens at no cost, where padded ones would cost a wait for the device:
+        transformers reads masks back to find out whether there is padding.
+        """
+        if device.type != "cuda":
+            return False
+        autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if autocast else module.dtype
+        return dtype in (torch.float16, torch.bfloat16)
 
 
 def enable_padding_free(model: nn.Module, kernel: Kernel | None = None) -> PaddingFree:
@@ -197,7 +213,7 @@ def unpad_indices(attention_mask: Tensor) -> Tensor:
     Returns:
         [T] indices into the batch read as P * L tokens.
     """
-    return attention_mask.flatten().nonzero().flatten()
+    return send(on_cpu(attention_mask).flatten().nonzero().flatten(), attention_mask.device)
 
 
 # --- which models
@@ -268,13 +284,14 @@ def _is_plain_call(module: PreTrainedModel, inputs: dict[str, Any]) -> bool:
     )
 
 
-def _find_tokens(mask: Tensor, kernel: Kernel | None, left_padding: bool) -> Layout | None:
+def _find_tokens(mask: Tensor, left_padding: bool, least: float) -> tuple[Tensor, tuple[tuple[int, int], ...]] | None:
+    """`index` and `groups` of a `Layout`, by a mask on the CPU; None for the plain path."""
     lengths = mask.sum(1)
     order = lengths.argsort(stable=True)  # equal lengths side by side
     values, counts = torch.unique_consecutive(lengths[order], return_counts=True)
     groups = [(n, s) for n, s in zip(counts.tolist(), values.tolist(), strict=True) if s > 0]
     total = sum(n * s for n, s in groups)
-    if total == 0 or total > (1.0 - LEAST_PADDING) * mask.numel():
+    if total == 0 or total > (1.0 - least) * mask.numel():
         return None
     rows, columns = mask[order].nonzero(as_tuple=True)
     ends = lengths[order].cumsum(0)
@@ -288,7 +305,7 @@ def _find_tokens(mask: Tensor, kernel: Kernel | None, left_padding: bool) -> Lay
             f"Row {int(order[filled][starts > 0].min())} of the batch starts with padding, but a bidirectional model "
             'expects its first token there: set tokenizer.padding_side = "right".'
         )
-    return Layout(order[rows] * mask.shape[1] + columns, mask, tuple(groups), kernel)
+    return order[rows] * mask.shape[1] + columns, tuple(groups)
 
 
 def _flatten(module: PreTrainedModel, inputs: dict[str, Any], layout: Layout) -> dict[str, Any]:

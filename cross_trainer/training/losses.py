@@ -55,6 +55,7 @@ from torch import Tensor
 
 from cross_trainer.data.columns import IGNORED_LABEL
 from cross_trainer.errors import ConfigurationError
+from cross_trainer.execution.transfer import on_cpu
 from cross_trainer.saved.folder import ScoreActivation
 
 Scheme: TypeAlias = Literal["none", "ndcg1", "ndcg2", "lambdarank", "ndcg2++"]
@@ -91,7 +92,7 @@ def to_grid(logits: Tensor, labels: Tensor, fill: float = float(IGNORED_LABEL)) 
             f"Logits have the shape {list(logits.shape)} and labels {list(labels.shape)}: a document needs one score. "
             "Load the model with num_labels=1."
         )
-    documents = int(real.sum())
+    documents = int(_real(on_cpu(labels)).sum())
     if documents not in (0, logits.numel()):
         raise ConfigurationError(
             f"{logits.numel()} scores, but labels {list(labels.shape)} with {documents} documents (entries other than "

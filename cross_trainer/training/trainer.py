@@ -42,6 +42,7 @@ from cross_trainer.data.survey import RowCheck, text_lengths
 from cross_trainer.errors import ConfigurationError, NotFiniteError, check_whole
 from cross_trainer.execution.padding_free import PaddingFree, enable_padding_free, unpad_indices
 from cross_trainer.execution.token_budget import budgeted_forward, budgeted_step
+from cross_trainer.execution.transfer import send, to_device
 from cross_trainer.internals import mark_unprepared, replaced
 from cross_trainer.saved.adapters import check_place
 from cross_trainer.saved.calibration import Calibration
@@ -440,8 +441,13 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
 
     @contextlib.contextmanager
     def loading(self, rows: Rows, is_training: bool) -> Iterator[None]:
-        """Drop no row of an evaluation, keep a stream's order there, and leave negatives to `get_batch_samples`."""
+        """Drop no row of an evaluation, keep a stream's order there, and leave negatives to `get_batch_samples`.
+
+        Batches stay on the CPU until a step takes them: what it asks them about it finds there.
+        """
         with contextlib.ExitStack() as stack:
+            if not self.accelerator.dataloader_config.dispatch_batches:  # one process sends them from device to device
+                stack.enter_context(replaced(self.accelerator, device_placement=False))
             if not is_training:
                 stack.enter_context(replaced(self.args, dataloader_drop_last=False))
                 if is_stream(rows):  # workers would take turns with parts of it
@@ -579,7 +585,13 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
             self._turn_to(self.plans[_dataset_of(batches[0])])
         if self._draws_negatives_by(self.plan):
             batches = self._with_negatives(batches)
-        return super().get_batch_samples(iter(batches), num_batches, device)
+        counting = device if self.args.world_size > 1 else torch.device("cpu")
+        batches, number = super().get_batch_samples(iter(batches), num_batches, counting)
+        return batches, send(number, device) if isinstance(number, torch.Tensor) else number
+
+    def moved(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A batch on the device."""
+        return to_device(inputs, self.args.device)
 
     def _with_negatives(self, batches: list[list[Item]]) -> list[dict[str, torch.Tensor]]:
         """Collate the items of an update, in the order in which one process takes them in one batch."""
@@ -593,10 +605,7 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         everything = list(itertools.chain.from_iterable(in_turn))
         places = [range(ends[turn] - len(in_turn[turn]), ends[turn]) for turn in own]
         negatives = collator.negatives(everything, [place for part in places for place in part])
-        collated = [
-            collator([dataclasses.replace(item, negatives=next(negatives)) for item in items]) for items in batches
-        ]
-        return [_to(batch, self.args.device) for batch in collated]
+        return [collator([dataclasses.replace(item, negatives=next(negatives)) for item in items]) for items in batches]
 
     def compute_loss(
         self,
@@ -692,7 +701,7 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         if not self._stop_on_nan:
             return
         size = 0.0 if norm is None or self.accelerator.scaler is not None else norm
-        values = [float(loss) for loss, _ in losses]
+        values = torch.stack([loss for loss, _ in losses]).tolist() if losses else []  # one wait for the device
         if math.isfinite(size) and all(map(math.isfinite, values)):
             return
         bad = [(value, rows) for value, (_, rows) in zip(values, losses, strict=True) if not math.isfinite(value)]
@@ -834,7 +843,7 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
         """Predict a batch; scores of queries with several documents come as a grid [G, D], like their labels."""
-        batch = inputs
+        batch, inputs = inputs, self._prepare_inputs(inputs)
         given = {name: inputs.get(name) for name in (*_NOT_FOR_MODELS, "labels")}
         labels = given["labels"]
         without = self._loss_of_all_rows and "loss" not in self.args.include_for_metrics
@@ -844,7 +853,7 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         if self._budget is not None:
             forward = functools.partial(self._forward_by_budget, model)
         loss, logits, seen = super().prediction_step(forward, inputs, prediction_loss_only, ignore_keys)
-        labels = seen if labels is None or seen is not None else labels.to(self.args.device)
+        labels = labels if seen is None else seen
         logits = self._arranged(logits, labels, given[NUM_DOCUMENTS])
         if given[NUM_RELEVANT] is not None and labels is not None:
             labels = (labels, given[NUM_RELEVANT])
@@ -978,10 +987,6 @@ def _dataset_of(batch: Any) -> str:
 
 def _mapping(value: Any) -> Mapping[str, Rows]:
     return value if isinstance(value, Mapping) else {}
-
-
-def _to(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
 def _filled_up(values: Any, missing: int) -> Any:

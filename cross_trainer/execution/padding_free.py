@@ -48,8 +48,10 @@ DECODERS = frozenset({"gemma", "llama", "mistral", "qwen2", "qwen3"})
 """Model types of causal models, padded on either side."""
 
 LEAST_PADDING = 0.05
-"""Batches with a smaller share of padding run as they are: removing it would cost more than it saves. In half precision
-on GPUs all run flat.
+"""Batches with a smaller share of padding run as they are: removing it would cost more than it saves.
+
+In half precision on GPUs all run flat: attention takes flat tokens at no cost there, and transformers would read a
+padded batch's mask back from the device, to see whether it holds padding.
 """
 
 _NAME = "cross_trainer_padding_free"
@@ -65,6 +67,7 @@ class PaddingFree:
 
     def __init__(self, base: PreTrainedModel, kernel: Kernel | None) -> None:
         self.kernel = kernel
+        self.least_padding: float | None = None  # a share of its own, instead of the one that the device calls for
         self.holders = 0
         self._base: Any = base
         self._left_padding = base.config.model_type in DECODERS
@@ -116,34 +119,30 @@ class PaddingFree:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         inputs = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
         index = inputs.pop("unpad_idx", None)
-        layout = self._layout(module, inputs, index)
-        return ((), inputs) if layout is None else ((), _flatten(module, inputs, layout))
-
-    def _layout(self, module: PreTrainedModel, inputs: dict[str, Any], index: Tensor | None) -> Layout | None:
-        """Where the real tokens are, or None for the plain path."""
-        from transformers.utils.import_utils import is_tracing
-
         mask = inputs.get("attention_mask")
-        if not isinstance(mask, Tensor) or mask.dim() != 2 or not _is_plain_call(module, inputs):
-            return None
+        if not _can_be_flat(module, inputs, mask):
+            return (), inputs
+        if self._left_padding:
+            inputs["use_cache"] = False
         if torch.compiler.is_compiling():
-            return None if index is None else Layout(index, mask.bool())
-        if is_tracing(mask):  # what is recorded must not depend on this batch's lengths
-            return None
-        least = 0.0 if self._runs_in_half_on_gpu(module, mask.device) else LEAST_PADDING
-        found = _find_tokens(on_cpu(mask).bool(), self._left_padding, least)
-        return found and Layout(send(found[0], mask.device), mask.bool(), found[1], self.kernel)
+            return (), inputs if index is None else _flatten(module, inputs, Layout(index, mask.bool()))
+        real = on_cpu(mask).bool()
+        found = _find_tokens(real, self._left_padding, self._least_padding(module, mask.device))
+        if found is not None:
+            layout = Layout(send(found[0], mask.device), mask.bool(), found[1], self.kernel)
+            return (), _flatten(module, inputs, layout)
+        if not self._left_padding and bool(real.all()):
+            # A mask that hides nothing: transformers would read it back from the device to find that out.
+            inputs["attention_mask"] = None
+        return (), inputs
 
-    @staticmethod
-    def _runs_in_half_on_gpu(module: PreTrainedModel, device: torch.device) -> bool:
-        """Whether attention takes flat tokens at no cost, where padded ones would cost a wait for the device:
-        transformers reads masks back to find out whether there is padding.
-        """
-        if device.type != "cuda":
-            return False
+    def _least_padding(self, module: PreTrainedModel, device: torch.device) -> float:
+        """The share of padding from which on it is taken out."""
+        if self.least_padding is not None or device.type != "cuda":
+            return LEAST_PADDING if self.least_padding is None else self.least_padding
         autocast = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if autocast else module.dtype
-        return dtype in (torch.float16, torch.bfloat16)
+        return 0.0 if dtype in (torch.float16, torch.bfloat16) else LEAST_PADDING
 
 
 def enable_padding_free(model: nn.Module, kernel: Kernel | None = None) -> PaddingFree:
@@ -273,6 +272,16 @@ def _unsupported(base: Any) -> str | None:
 # ---------------------------------------------------------------------------------------
 
 
+def _can_be_flat(module: PreTrainedModel, inputs: dict[str, Any], mask: Any) -> bool:
+    """Whether a call asks for nothing that flat tokens can't give."""
+    from transformers.utils.import_utils import is_tracing
+
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or not _is_plain_call(module, inputs):
+        return False
+    # What is recorded must not depend on this batch's lengths.
+    return torch.compiler.is_compiling() or not is_tracing(mask)
+
+
 def _is_plain_call(module: PreTrainedModel, inputs: dict[str, Any]) -> bool:
     """Token ids in, no cache, no attention weights out."""
     attentions = inputs.get("output_attentions")
@@ -324,8 +333,6 @@ def _flatten(module: PreTrainedModel, inputs: dict[str, Any], layout: Layout) ->
         flat |= {"input_ids": None, "inputs_embeds": layout.flatten(embedding(input_ids)).unsqueeze(0)}
     if inputs.get("token_type_ids") is not None:
         flat["token_type_ids"] = inputs["token_type_ids"].flatten()[index].unsqueeze(0)
-    if module.config.model_type in DECODERS:
-        flat["use_cache"] = False
     return flat
 
 

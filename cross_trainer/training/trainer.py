@@ -543,8 +543,11 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         if self.is_world_process_zero():
             with never_fatal(self._output_dir):
                 self._record.data_of(self)  # here, so that no save has to read rows
+        # A loss that isn't finite ends the training: no need to wait for each one to leave it out of the log.
+        keep_log_clean = self.args.logging_nan_inf_filter and not self._stop_on_nan
         try:
-            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            with replaced(self.args, logging_nan_inf_filter=keep_log_clean):
+                return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:
             if self._handle is not None:
                 self._handle.remove()
@@ -701,13 +704,14 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         if not self._stop_on_nan:
             return
         size = 0.0 if norm is None or self.accelerator.scaler is not None else norm
-        values = torch.stack([loss for loss, _ in losses]).tolist() if losses else []  # one wait for the device
+        values = _read(*(loss for loss, _ in losses), size)
+        size = values.pop()
         if math.isfinite(size) and all(map(math.isfinite, values)):
             return
         bad = [(value, rows) for value, (_, rows) in zip(values, losses, strict=True) if not math.isfinite(value)]
         if not math.isfinite(size) and self.accelerator.num_processes > 1:
             bad = gather_object(bad)  # the norm is the same on all processes: all of them are here
-        what = f"The loss is {bad[0][0]}" if bad else f"The loss is finite, but its gradient's norm is {float(size)}"
+        what = f"The loss is {bad[0][0]}" if bad else f"The loss is finite, but its gradient's norm is {size}"
         of = "" if name is None else f" of {name!r}"
         numbers = [row for _, rows in bad or zip(values, (rows for _, rows in losses), strict=True) for row in rows]
         raise NotFiniteError(
@@ -987,6 +991,13 @@ def _dataset_of(batch: Any) -> str:
 
 def _mapping(value: Any) -> Mapping[str, Rows]:
     return value if isinstance(value, Mapping) else {}
+
+
+def _read(*numbers: Any) -> list[float]:
+    """Scalars as numbers; those that are plain tensors of a device with one wait for it."""
+    tensors = [number.detach() for number in numbers if type(number) is torch.Tensor]
+    known = iter(torch.stack([tensor.to(tensors[0]) for tensor in tensors]).tolist() if tensors else ())
+    return [next(known) if type(number) is torch.Tensor else float(number) for number in numbers]
 
 
 def _filled_up(values: Any, missing: int) -> Any:

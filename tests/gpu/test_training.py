@@ -31,7 +31,8 @@ PRECISIONS += [pytest.param("cuda", options, marks=GPU, id=f"cuda-{name}") for n
 def arguments(folder: Path, device: str, **options: Any) -> TrainingArguments:
     defaults = {"max_steps": 4, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "save_strategy": "no"}
     quiet = {"report_to": "none", "disable_tqdm": True, "logging_steps": 1, "use_cpu": device == "cpu"}
-    return TrainingArguments(str(folder), **{**defaults, **quiet, **options})
+    exact = {} if device == "cpu" else {"tf32": False}  # it belongs to the process, and stays after a training
+    return TrainingArguments(str(folder), **{**defaults, **quiet, **exact, **options})
 
 
 def train(folder: Path, device: str, rows: Any, own: dict[str, Any] | None = None, **options: Any) -> Any:

@@ -119,7 +119,7 @@ class PaddingFree:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         inputs = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
         index = inputs.pop("unpad_idx", None)
-        mask = inputs.get("attention_mask")
+        mask: Any = inputs.get("attention_mask")
         if not _can_be_flat(module, inputs, mask):
             return (), inputs
         if self._left_padding:

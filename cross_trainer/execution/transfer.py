@@ -40,7 +40,8 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
         return tensor.to(device)
     if device.type == "cuda":  # only a copy from pinned memory runs beside the computation
         tensor = tensor.pin_memory()
-    return _remember(tensor.to(device, non_blocking=True), tensor)
+    at_once = device.type != "mps"  # which doesn't keep what it copies from
+    return _remember(tensor.to(device, non_blocking=at_once), tensor)
 
 
 def on_cpu(tensor: Tensor) -> Tensor:

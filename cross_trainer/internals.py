@@ -107,6 +107,13 @@ def tensor_state(tensor: Tensor) -> tuple[int, int]:
     return tensor._version, tensor.data_ptr()
 
 
+def changes(tensor: Tensor) -> int:
+    """How often a tensor was written to in place; one made in inference mode doesn't count, and only the private
+    counter shows it.
+    """
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def mark_unprepared(model: nn.Module) -> None:
     """Let accelerate prepare a model again, for training after an evaluation; it goes by this mark alone."""
     if getattr(model, "_is_accelerate_prepared", False):
@@ -191,6 +198,14 @@ class TrainerSeams(_Trainer):
     def items_to_count(self, batches: list[Any]) -> list[Any]:
         """Batches whose `labels` are as many as the loss has items."""
         return batches
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """The Trainer moves batches to the device one tensor after the other, and waits for each."""
+        return super()._prepare_inputs(self.moved(inputs))
+
+    def moved(self, inputs: Any) -> Any:
+        """A batch on the device."""
+        return inputs
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         """The last moment before the model is wrapped, also where `model_init` has just made it."""

@@ -29,6 +29,19 @@ SENTENCES = [
 ]
 
 
+CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
+"""A device to parametrise a test with, next to "cpu", where it runs with less, to see that the test itself is sound."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("cuda") is not None:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU: torch sees none"))
+
+
 def build_tokenizer(model_max_length: int = 64, padding_side: str = "right") -> PreTrainedTokenizerFast:
     """A WordPiece tokenizer over the letters and the words of `SENTENCES`, with BERT's two-segment template."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]

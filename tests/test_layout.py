@@ -64,7 +64,7 @@ ROOMS = {
         "card",
         "hub",
     ],
-    "execution": ["dropout", "attention", "padding_free", "token_budget", "view", "shown"],
+    "execution": ["dropout", "transfer", "attention", "padding_free", "token_budget", "view", "shown"],
     "training": [
         "losses",
         "heads",

@@ -6,7 +6,7 @@ all exact:
 
 - `groups`: sequences of equal length are neighbours in the flat row, so each group is a view [n, heads, s, d], and one
   call per group needs neither a copy nor a mask. The fastest on CPUs.
-- `varlen`: `torch.nn.attention.varlen` on the flat tokens: CUDA, half precision, no attention dropout.
+- `varlen`: `torch.nn.attention.varlen` on the flat tokens: CUDA from Ampere on, half precision, no attention dropout.
 - `repad`: queries, keys and values are padded for one `scaled_dot_product_attention` with a mask, and its result is
   flattened again. Works everywhere, reads nothing back from the device, and is what `torch.compile` sees.
 
@@ -29,6 +29,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from cross_trainer.errors import ConfigurationError
 from cross_trainer.execution.dropout import draw_kept, kept_share
+from cross_trainer.execution.transfer import send
 from cross_trainer.internals import softmax_gradient
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Layout:
         """[sequences + 1] int32: where each sequence starts in the flat row, and the end of the last one."""
         lengths = (length for count, length in self.groups or () for _ in range(count))
         ends = [0, *itertools.accumulate(lengths)]
-        return torch.tensor(ends, dtype=torch.int32, device=self.index.device)
+        return send(torch.tensor(ends, dtype=torch.int32), self.index.device)
 
     def flatten(self, padded: Tensor) -> Tensor:
         """[P, L, ...] to [T, ...]."""
@@ -187,9 +188,19 @@ def _varlen_obstacle(query: Tensor, settings: _Settings) -> str | None:
         return f"torch.nn.attention.varlen takes half precision, not {query.dtype}"
     if settings.dropout > 0:
         return "torch.nn.attention.varlen has no attention dropout"
-    if query.shape[-1] % 8 or query.shape[-1] > 256:
-        return f"torch.nn.attention.varlen takes head widths that are multiples of 8 up to 256, not {query.shape[-1]}"
+    generation, width = _generation(query.device), query.shape[-1]
+    if generation < (8, 0):
+        return f"torch.nn.attention.varlen needs an NVIDIA GPU of compute capability 8.0 or more, not {generation}"
+    widest = 256 if generation == (8, 0) or generation >= (9, 0) else 192  # wider ones have no gradient elsewhere
+    if width % 8 or width > widest:
+        return f"torch.nn.attention.varlen takes head widths that are multiples of 8 up to {widest}, not {width}"
     return _varlen_missing()
+
+
+@functools.lru_cache(maxsize=16)
+def _generation(device: torch.device) -> tuple[int, int]:
+    """A GPU's compute capability; (0, 0) for AMD's, on which varlen hasn't been tried."""
+    return (0, 0) if torch.version.hip else torch.cuda.get_device_capability(device)
 
 
 @functools.lru_cache(maxsize=1)

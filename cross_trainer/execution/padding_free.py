@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from cross_trainer.errors import ConfigurationError, UnsupportedModelError
 from cross_trainer.execution.attention import Kernel, Layout, flat_attention
 from cross_trainer.execution.dropout import CpuDropout, exchange_class
+from cross_trainer.execution.transfer import on_cpu, send
 from cross_trainer.internals import AttentionConfig, attention_name, has_hooks
 
 if TYPE_CHECKING:
@@ -47,7 +48,11 @@ DECODERS = frozenset({"gemma", "llama", "mistral", "qwen2", "qwen3"})
 """Model types of causal models, padded on either side."""
 
 LEAST_PADDING = 0.05
-"""Batches with a smaller share of padding run as they are: removing it would cost more than it saves."""
+"""Batches with a smaller share of padding run as they are: removing it would cost more than it saves.
+
+In half precision on GPUs all run flat: attention takes flat tokens at no cost there, and transformers would read a
+padded batch's mask back from the device, to see whether it holds padding.
+"""
 
 _NAME = "cross_trainer_padding_free"
 _KEYWORD = "padding_free_layout"
@@ -62,6 +67,7 @@ class PaddingFree:
 
     def __init__(self, base: PreTrainedModel, kernel: Kernel | None) -> None:
         self.kernel = kernel
+        self.least_padding: float | None = None  # a share of its own, instead of the one that the device calls for
         self.holders = 0
         self._base: Any = base
         self._left_padding = base.config.model_type in DECODERS
@@ -113,21 +119,30 @@ class PaddingFree:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         inputs = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
         index = inputs.pop("unpad_idx", None)
-        layout = self._layout(module, inputs, index)
-        return ((), inputs) if layout is None else ((), _flatten(module, inputs, layout))
-
-    def _layout(self, module: PreTrainedModel, inputs: dict[str, Any], index: Tensor | None) -> Layout | None:
-        """Where the real tokens are, or None for the plain path."""
-        from transformers.utils.import_utils import is_tracing
-
-        mask = inputs.get("attention_mask")
-        if not isinstance(mask, Tensor) or mask.dim() != 2 or not _is_plain_call(module, inputs):
-            return None
+        mask: Any = inputs.get("attention_mask")
+        if not _can_be_flat(module, inputs, mask):
+            return (), inputs
+        if self._left_padding:
+            inputs["use_cache"] = False
         if torch.compiler.is_compiling():
-            return None if index is None else Layout(index, mask.bool())
-        if is_tracing(mask):  # what is recorded must not depend on this batch's lengths
-            return None
-        return _find_tokens(mask.bool(), self.kernel, self._left_padding)
+            return (), inputs if index is None else _flatten(module, inputs, Layout(index, mask.bool()))
+        real = on_cpu(mask).bool()
+        found = _find_tokens(real, self._left_padding, self._least_padding(module, mask.device))
+        if found is not None:
+            layout = Layout(send(found[0], mask.device), mask.bool(), found[1], self.kernel)
+            return (), _flatten(module, inputs, layout)
+        if not self._left_padding and bool(real.all()):
+            # A mask that hides nothing: transformers would read it back from the device to find that out.
+            inputs["attention_mask"] = None
+        return (), inputs
+
+    def _least_padding(self, module: PreTrainedModel, device: torch.device) -> float:
+        """The share of padding from which on it is taken out."""
+        if self.least_padding is not None or device.type != "cuda":
+            return LEAST_PADDING if self.least_padding is None else self.least_padding
+        autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if autocast else module.dtype
+        return 0.0 if dtype in (torch.float16, torch.bfloat16) else LEAST_PADDING
 
 
 def enable_padding_free(model: nn.Module, kernel: Kernel | None = None) -> PaddingFree:
@@ -197,7 +212,7 @@ def unpad_indices(attention_mask: Tensor) -> Tensor:
     Returns:
         [T] indices into the batch read as P * L tokens.
     """
-    return attention_mask.flatten().nonzero().flatten()
+    return send(on_cpu(attention_mask).flatten().nonzero().flatten(), attention_mask.device)
 
 
 # --- which models
@@ -257,6 +272,16 @@ def _unsupported(base: Any) -> str | None:
 # ---------------------------------------------------------------------------------------
 
 
+def _can_be_flat(module: PreTrainedModel, inputs: dict[str, Any], mask: Any) -> bool:
+    """Whether a call asks for nothing that flat tokens can't give."""
+    from transformers.utils.import_utils import is_tracing
+
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or not _is_plain_call(module, inputs):
+        return False
+    # What is recorded must not depend on this batch's lengths.
+    return torch.compiler.is_compiling() or not is_tracing(mask)
+
+
 def _is_plain_call(module: PreTrainedModel, inputs: dict[str, Any]) -> bool:
     """Token ids in, no cache, no attention weights out."""
     attentions = inputs.get("output_attentions")
@@ -268,13 +293,14 @@ def _is_plain_call(module: PreTrainedModel, inputs: dict[str, Any]) -> bool:
     )
 
 
-def _find_tokens(mask: Tensor, kernel: Kernel | None, left_padding: bool) -> Layout | None:
+def _find_tokens(mask: Tensor, left_padding: bool, least: float) -> tuple[Tensor, tuple[tuple[int, int], ...]] | None:
+    """`index` and `groups` of a `Layout`, by a mask on the CPU; None for the plain path."""
     lengths = mask.sum(1)
     order = lengths.argsort(stable=True)  # equal lengths side by side
     values, counts = torch.unique_consecutive(lengths[order], return_counts=True)
     groups = [(n, s) for n, s in zip(counts.tolist(), values.tolist(), strict=True) if s > 0]
     total = sum(n * s for n, s in groups)
-    if total == 0 or total > (1.0 - LEAST_PADDING) * mask.numel():
+    if total == 0 or total > (1.0 - least) * mask.numel():
         return None
     rows, columns = mask[order].nonzero(as_tuple=True)
     ends = lengths[order].cumsum(0)
@@ -288,7 +314,7 @@ def _find_tokens(mask: Tensor, kernel: Kernel | None, left_padding: bool) -> Lay
             f"Row {int(order[filled][starts > 0].min())} of the batch starts with padding, but a bidirectional model "
             'expects its first token there: set tokenizer.padding_side = "right".'
         )
-    return Layout(order[rows] * mask.shape[1] + columns, mask, tuple(groups), kernel)
+    return order[rows] * mask.shape[1] + columns, tuple(groups)
 
 
 def _flatten(module: PreTrainedModel, inputs: dict[str, Any], layout: Layout) -> dict[str, Any]:
@@ -307,8 +333,6 @@ def _flatten(module: PreTrainedModel, inputs: dict[str, Any], layout: Layout) ->
         flat |= {"input_ids": None, "inputs_embeds": layout.flatten(embedding(input_ids)).unsqueeze(0)}
     if inputs.get("token_type_ids") is not None:
         flat["token_type_ids"] = inputs["token_type_ids"].flatten()[index].unsqueeze(0)
-    if module.config.model_type in DECODERS:
-        flat["use_cache"] = False
     return flat
 
 

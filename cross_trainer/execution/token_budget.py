@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from cross_trainer.data.columns import IGNORED_LABEL
 from cross_trainer.errors import ConfigurationError
 from cross_trainer.execution.padding_free import unpad_indices
+from cross_trainer.execution.transfer import on_cpu, read_once, send
 from cross_trainer.internals import is_compiled
 
 Batch = dict[str, Any]
@@ -77,9 +78,12 @@ def piece(batch: Batch, rows: Tensor) -> Batch:
     shape = batch["input_ids"].shape
     mask = batch.get("attention_mask")
     columns = slice(None)
+    own: Batch = {}
     if mask is not None and mask.dim() == 2:
-        used = mask[rows].any(0).nonzero().flatten().tolist() or [0]
+        real = on_cpu(mask)[on_cpu(rows)]
+        used = real.any(0).nonzero().flatten().tolist() or [0]
         columns = slice(used[0], used[-1] + 1)
+        own["attention_mask"] = send(real[:, columns], mask.device)
 
     def select(value: Any) -> Any:
         if not isinstance(value, Tensor) or value.dim() == 0 or value.shape[0] != shape[0]:
@@ -87,7 +91,7 @@ def piece(batch: Batch, rows: Tensor) -> Batch:
         chosen = value[rows.to(value.device)]
         return chosen[:, columns] if value.shape[:2] == shape else chosen
 
-    part = {name: select(value) for name, value in batch.items() if name != "unpad_idx"}
+    part = {name: own[name] if name in own else select(value) for name, value in batch.items() if name != "unpad_idx"}
     if "unpad_idx" in batch:
         part["unpad_idx"] = unpad_indices(part["attention_mask"])
     return part
@@ -118,7 +122,9 @@ def budgeted_forward(
     Returns:
         Logits [P, C] in the order of the batch, with a graph where gradients are on.
     """
-    pieces = cut(_lengths(batch), max_tokens, padded=padded)
+    batch = _with_known_mask(batch)
+    device = batch["input_ids"].device
+    pieces = [send(rows, device) for rows in cut(_lengths(batch), max_tokens, padded=padded)]
     turns = [*pieces, *[pieces[0]] * (agreed(len(pieces)) - len(pieces))]
     if len(turns) == 1:
         return _logits(model(**batch))
@@ -171,10 +177,12 @@ def budgeted_step(
     Raises:
         ConfigurationError: `max_tokens` is below 1, or a loss that is computed piece by piece can't count its items.
     """
-    lengths = _lengths(batch)
+    batch = _with_known_mask(batch)
+    lengths, device = _lengths(batch), batch["input_ids"].device
     pieces = cut(lengths, max_tokens, padded=padded)
-    if len(pieces) > 1 and batch["input_ids"].device.type == "cpu":
+    if len(pieces) > 1 and device.type == "cpu":
         pieces = cut(lengths, min(max_tokens, CPU_TOKENS), padded=padded)
+    pieces = [send(rows, device) for rows in pieces]
 
     def loss_of(outputs: Any, targets: Tensor) -> Tensor:
         return loss_func(outputs, targets, num_items_in_batch=num_items) * scale
@@ -197,8 +205,9 @@ def budgeted_step(
             if i >= len(pieces):
                 backward(_logits(outputs).sum() * 0.0)
                 continue
-            targets = _by_row(labels, batch["input_ids"].shape[0], _logits(outputs).shape[-1])
-            loss = loss_of(outputs, targets[rows.to(targets.device)])
+            if i == 0:
+                labels = _by_row(labels, batch["input_ids"].shape[0], _logits(outputs).shape[-1])
+            loss = loss_of(outputs, labels[rows.to(labels.device)])
             backward(loss)
         total += loss.detach()
     return total
@@ -266,13 +275,19 @@ def _adds_rows(embedding: nn.Embedding) -> bool:
     return is_plain and not embedding.sparse and not embedding.scale_grad_by_freq
 
 
+def _with_known_mask(batch: Batch) -> Batch:
+    """The batch, of whose mask the CPU is asked again and again."""
+    mask: Tensor | None = batch.get("attention_mask")
+    return batch if mask is None or mask.dim() != 2 else {**batch, "attention_mask": read_once(mask)}
+
+
 def _lengths(batch: Batch) -> Tensor:
     """[P] real tokens of every row, on the CPU."""
     mask: Tensor | None = batch.get("attention_mask")
     if mask is None or mask.dim() != 2:
         rows, length = batch["input_ids"].shape
         return torch.full((rows,), length)
-    return mask.bool().sum(1).cpu()
+    return on_cpu(mask).bool().sum(1)
 
 
 def _logits(outputs: Any) -> Tensor:
@@ -290,7 +305,10 @@ def _in_order(parts: list[Tensor], pieces: list[Tensor]) -> Tensor:
 def _by_row(labels: Tensor, rows: int, width: int) -> Tensor:
     """Labels with a row for each pair, [P] or [P, C]: lists [G, D] hold pairs in row-major order, -100 elsewhere."""
     is_grid = labels.dim() == 2 and labels.shape != (rows, width)
-    return labels[labels != IGNORED_LABEL] if is_grid else labels
+    if not is_grid:
+        return labels
+    known = on_cpu(labels)
+    return send(known[known != IGNORED_LABEL], labels.device)
 
 
 def _count_items(loss_func: Any, labels: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ from cross_trainer.data.pairs import Pair, Truncation, encode_pairs, pad_pairs, 
 from cross_trainer.data.templates import Template
 from cross_trainer.errors import ConfigurationError, check_whole, short
 from cross_trainer.execution.token_budget import cut
+from cross_trainer.execution.transfer import to_device
 from cross_trainer.internals import process_state
 from cross_trainer.saved.activation import Activation
 
@@ -171,8 +172,7 @@ class ScoringEngine:
         def run(part: range, model: Callable[..., Any], device: torch.device) -> Tensor:
             parts = []
             for place in part:
-                moved = {name: values.to(device, non_blocking=True) for name, values in window.batches[place].items()}
-                parts.append(model(**moved).logits)
+                parts.append(model(**to_device(window.batches[place], device)).logits)
                 together = range(place - process, min(place - process + processes, len(window.batches)))
                 on_batch(sum(len(window.pieces[other]) for other in together))
             return torch.cat(parts).float().cpu()

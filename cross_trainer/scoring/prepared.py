@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 
 from cross_trainer.errors import ConfigurationError, UnsupportedModelError
-from cross_trainer.execution.padding_free import enable_padding_free
+from cross_trainer.execution.padding_free import LEAST_PADDING, enable_padding_free
 from cross_trainer.execution.view import (
     compute_head_in_float32,
     quantize_linears,
@@ -95,13 +95,15 @@ class PreparedModel:
         view = scoring_view(model, pad_token_id)
         if self.quantize:
             view = quantize_linears(view)
+        handle = None
         if self.padding_free:
             try:
-                enable_padding_free(view)
+                handle = enable_padding_free(view)
             except UnsupportedModelError as reason:
                 logger.info("Padding-free execution is off: %s", reason)
         compute_head_in_float32(view)
-        skip_unread_tokens(view)
+        if skip_unread_tokens(view) and handle is not None:
+            handle.least_padding = LEAST_PADDING  # padded batches are the ones that it saves most of a layer for
         made: Callable[..., Any] = torch.compile(view, dynamic=True) if self.compile else view
         return made
 

@@ -55,6 +55,7 @@ from torch import Tensor
 
 from cross_trainer.data.columns import IGNORED_LABEL
 from cross_trainer.errors import ConfigurationError
+from cross_trainer.execution.transfer import on_cpu, send
 from cross_trainer.saved.folder import ScoreActivation
 
 Scheme: TypeAlias = Literal["none", "ndcg1", "ndcg2", "lambdarank", "ndcg2++"]
@@ -91,7 +92,7 @@ def to_grid(logits: Tensor, labels: Tensor, fill: float = float(IGNORED_LABEL)) 
             f"Logits have the shape {list(logits.shape)} and labels {list(labels.shape)}: a document needs one score. "
             "Load the model with num_labels=1."
         )
-    documents = int(real.sum())
+    documents = int(_real(on_cpu(labels)).sum())
     if documents not in (0, logits.numel()):
         raise ConfigurationError(
             f"{logits.numel()} scores, but labels {list(labels.shape)} with {documents} documents (entries other than "
@@ -130,7 +131,7 @@ class BinaryCrossEntropyLoss:
     def __call__(self, outputs: Outputs, labels: Tensor, num_items_in_batch: Items = None) -> Tensor:
         """The loss, a scalar."""
         scores, targets, real = _entries(outputs, labels)
-        weight = None if self.pos_weight is None else scores.new_tensor(self.pos_weight)
+        weight = None if self.pos_weight is None else _like(self.pos_weight, scores)
         if weight is not None:
             _check_number(self, "pos_weight", weight, labels.shape[1] if labels.dim() == 2 else 1)
         losses = F.binary_cross_entropy_with_logits(scores, targets, pos_weight=weight, reduction="none")
@@ -179,7 +180,7 @@ class CrossEntropyLoss:
                 f"{list(logits.shape)} and labels {list(labels.shape)}. Load the model with num_labels = the number of "
                 "classes, or use BinaryCrossEntropyLoss."
             )
-        weight = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+        weight = None if self.class_weights is None else _like(self.class_weights, logits)
         if weight is not None:
             _check_number(self, "class_weights", weight, logits.shape[1])
         classes, real = labels.long(), labels != IGNORED_LABEL
@@ -652,9 +653,14 @@ def _lists(outputs: Outputs, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _average(losses: Tensor, items: Tensor, count: Tensor, num_items_in_batch: Items) -> Tensor:
     """The sum over the marked entries divided by the number of items: the whole batch's where it is known."""
     total = torch.where(items, losses, 0.0).sum()
-    divisor = torch.as_tensor(count if num_items_in_batch is None else num_items_in_batch, device=total.device)
+    divisor = send(torch.as_tensor(count if num_items_in_batch is None else num_items_in_batch), total.device)
     divisor = divisor.reshape(-1)[0]  # Trainer repeats the count for each device of a DataParallel model
     return total / divisor.masked_fill(divisor == 0, 1)
+
+
+def _like(values: float | tuple[float, ...], tensor: Tensor) -> Tensor:
+    """Numbers as a tensor of another one's type, on its device."""
+    return send(torch.tensor(values, dtype=tensor.dtype), tensor.device)
 
 
 def _log_softmax(values: Tensor, real: Tensor) -> Tensor:

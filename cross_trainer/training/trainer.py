@@ -42,6 +42,7 @@ from cross_trainer.data.survey import RowCheck, text_lengths
 from cross_trainer.errors import ConfigurationError, NotFiniteError, check_whole
 from cross_trainer.execution.padding_free import PaddingFree, enable_padding_free, unpad_indices
 from cross_trainer.execution.token_budget import budgeted_forward, budgeted_step
+from cross_trainer.execution.transfer import send, to_device
 from cross_trainer.internals import mark_unprepared, replaced
 from cross_trainer.saved.adapters import check_place
 from cross_trainer.saved.calibration import Calibration
@@ -450,8 +451,13 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
 
     @contextlib.contextmanager
     def loading(self, rows: Rows, is_training: bool) -> Iterator[None]:
-        """Drop no row of an evaluation, keep a stream's order there, and leave negatives to `get_batch_samples`."""
+        """Drop no row of an evaluation, keep a stream's order there, and leave negatives to `get_batch_samples`.
+
+        Batches stay on the CPU until a step takes them: what it asks them about it finds there.
+        """
         with contextlib.ExitStack() as stack:
+            if not self.accelerator.dataloader_config.dispatch_batches:  # one process sends them from device to device
+                stack.enter_context(replaced(self.accelerator, device_placement=False))
             if not is_training:
                 stack.enter_context(replaced(self.args, dataloader_drop_last=False))
                 if is_stream(rows):  # workers would take turns with parts of it
@@ -547,8 +553,11 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         if self.is_world_process_zero():
             with never_fatal(self._output_dir):
                 self._record.data_of(self)  # here, so that no save has to read rows
+        # A loss that isn't finite ends the training: no need to wait for each one to leave it out of the log.
+        keep_log_clean = self.args.logging_nan_inf_filter and not self._stop_on_nan
         try:
-            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            with replaced(self.args, logging_nan_inf_filter=keep_log_clean):
+                return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:
             if self._handle is not None:
                 self._handle.remove()
@@ -597,7 +606,13 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
             self._turn_to(self.plans[_dataset_of(batches[0])])
         if self._draws_negatives_by(self.plan):
             batches = self._with_negatives(batches)
-        return super().get_batch_samples(iter(batches), num_batches, device)
+        counting = device if self.args.world_size > 1 else torch.device("cpu")
+        batches, number = super().get_batch_samples(iter(batches), num_batches, counting)
+        return batches, send(number, device) if isinstance(number, torch.Tensor) else number
+
+    def moved(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A batch on the device."""
+        return to_device(inputs, self.args.device)
 
     def _with_negatives(self, batches: list[list[Item]]) -> list[dict[str, torch.Tensor]]:
         """Collate the items of an update, in the order in which one process takes them in one batch."""
@@ -611,10 +626,7 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         everything = list(itertools.chain.from_iterable(in_turn))
         places = [range(ends[turn] - len(in_turn[turn]), ends[turn]) for turn in own]
         negatives = collator.negatives(everything, [place for part in places for place in part])
-        collated = [
-            collator([dataclasses.replace(item, negatives=next(negatives)) for item in items]) for items in batches
-        ]
-        return [_to(batch, self.args.device) for batch in collated]
+        return [collator([dataclasses.replace(item, negatives=next(negatives)) for item in items]) for items in batches]
 
     def compute_loss(
         self,
@@ -710,13 +722,14 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         if not self._stop_on_nan:
             return
         size = 0.0 if norm is None or self.accelerator.scaler is not None else norm
-        values = [float(loss) for loss, _ in losses]
+        values = _read(*(loss for loss, _ in losses), size)
+        size = values.pop()
         if math.isfinite(size) and all(map(math.isfinite, values)):
             return
         bad = [(value, rows) for value, (_, rows) in zip(values, losses, strict=True) if not math.isfinite(value)]
         if not math.isfinite(size) and self.accelerator.num_processes > 1:
             bad = gather_object(bad)  # the norm is the same on all processes: all of them are here
-        what = f"The loss is {bad[0][0]}" if bad else f"The loss is finite, but its gradient's norm is {float(size)}"
+        what = f"The loss is {bad[0][0]}" if bad else f"The loss is finite, but its gradient's norm is {size}"
         of = "" if name is None else f" of {name!r}"
         numbers = [row for _, rows in bad or zip(values, (rows for _, rows in losses), strict=True) for row in rows]
         raise NotFiniteError(
@@ -852,7 +865,7 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
         """Predict a batch; scores of queries with several documents come as a grid [G, D], like their labels."""
-        batch = inputs
+        batch, inputs = inputs, self._prepare_inputs(inputs)
         given = {name: inputs.get(name) for name in (*_NOT_FOR_MODELS, "labels")}
         labels = given["labels"]
         without = self._loss_of_all_rows and "loss" not in self.args.include_for_metrics
@@ -862,7 +875,7 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         if self._budget is not None:
             forward = functools.partial(self._forward_by_budget, model)
         loss, logits, seen = super().prediction_step(forward, inputs, prediction_loss_only, ignore_keys)
-        labels = seen if labels is None or seen is not None else labels.to(self.args.device)
+        labels = labels if seen is None else seen
         logits = self._arranged(logits, labels, given[NUM_DOCUMENTS])
         if given[NUM_RELEVANT] is not None and labels is not None:
             labels = (labels, given[NUM_RELEVANT])
@@ -998,8 +1011,11 @@ def _mapping(value: Any) -> Mapping[str, Rows]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _to(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+def _read(*numbers: Any) -> list[float]:
+    """Scalars as numbers; those that are plain tensors of a device with one wait for it."""
+    tensors = [number.detach() for number in numbers if type(number) is torch.Tensor]
+    known = iter(torch.stack([tensor.to(tensors[0]) for tensor in tensors]).tolist() if tensors else ())
+    return [next(known) if type(number) is torch.Tensor else float(number) for number in numbers]
 
 
 def _filled_up(values: Any, missing: int) -> Any:

@@ -2,6 +2,7 @@
 
     python recipes/benchmarks/training.py pairs.csv --model <folder of a pretrained model> --json training.json
     python recipes/benchmarks/training.py pairs.csv --model <folder> --only cross_trainer --max_tokens 2048
+    python recipes/benchmarks/training.py pairs.csv --model <folder> --device cuda --bf16 --batch_size 128
 
 The rounds of all contenders alternate in one process, because the speed of a shared machine drifts. First come two
 steps of each to warm up. Figures are medians of the rounds, each over all its steps, as batches grouped by length
@@ -9,12 +10,19 @@ differ in size. The share of the peak is the arithmetic that the real tokens nee
 plus attention) per second, compared with the machine's speed on matrix products of the model's shapes, measured in the
 same run. `--only` measures the memory of one contender alone, `--profile` shows where the time of a step goes, and
 `--json` writes the speeds for `chart.py`.
+
+A GPU is waited for at the beginning and the end of a round alone, so what runs ahead of it there counts as it does in a
+training; memory is the highest that was allocated on it, model and optimiser included. With flash_attn installed, in
+half precision, sentence-transformers also runs as it does without padding: over flash attention, with pooling and head
+as modules of their own.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
+import importlib.util
 import json
 import statistics
 import tempfile
@@ -28,11 +36,13 @@ import torch
 from datasets import Dataset
 from torch.utils.data import SequentialSampler
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
     Trainer,
     TrainerCallback,
+    TrainerState,
     TrainingArguments,
 )
 
@@ -42,25 +52,34 @@ from cross_trainer.data.splits import load_splits
 from cross_trainer.data.survey import survey
 
 OURS = "cross_trainer"
+UNPADDED = "sentence-transformers, unpadded"
 CONTENDERS = (OURS, "sentence-transformers", "Trainer", "Trainer, grouped by length")
 
 
-class Clock(TrainerCallback):
-    """The time of a training, from its first step to its end, and the loss of every step."""
+def wait_for(device: str) -> None:
+    """Wait until a GPU has done all that it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
-    def __init__(self) -> None:
+
+class Clock(TrainerCallback):
+    """The time of a training, from its first step to its end, and the losses that it logs."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
         self.losses: list[float] = []
         self.started = self.ended = 0.0
         self.steps = 0
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
+        wait_for(self.device)
         self.started = time.perf_counter()
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.ended = time.perf_counter()
+    def on_step_end(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
         self.steps += 1
+        if state.global_step == state.max_steps:
+            wait_for(self.device)
+            self.ended = time.perf_counter()
 
     def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
         if logs and "loss" in logs:
@@ -73,10 +92,13 @@ class Clock(TrainerCallback):
 
 
 class PeakMemory:
-    """The highest resident memory of this process (or of the GPU) in the context, in MiB above what it was before."""
+    """In MiB: the highest resident memory of this process in the context above what it was before, or of the GPU."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
 
     def __enter__(self) -> PeakMemory:
-        if torch.cuda.is_available():
+        if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         else:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -95,7 +117,7 @@ class PeakMemory:
     def __exit__(self, *_: object) -> None:
         self.running = False
         self.thread.join()
-        used = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else self.peak - self.before
+        used = torch.cuda.max_memory_allocated() if self.device == "cuda" else self.peak - self.before
         self.mebibytes = used / 2**20
 
 
@@ -114,10 +136,17 @@ def read(path: str, steps: int, batch_size: int) -> tuple[Dataset, Columns]:
 def load(options: argparse.Namespace) -> Any:
     """The model, with dropout as in the checkpoint or without."""
     torch.manual_seed(0)
-    dropout = {} if options.dropout else {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     return AutoModelForSequenceClassification.from_pretrained(
-        options.model, num_labels=1, dtype=torch.float32, **dropout
+        options.model, num_labels=1, dtype=torch.float32, **dropout(options)
     )
+
+
+def dropout(options: argparse.Namespace) -> dict[str, float]:
+    """Settings of the model's config: none, or without dropout those rates of it that there are."""
+    rates = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "embedding_dropout", "dropout")
+    rates += ("mlp_dropout", "classifier_dropout", "seq_classif_dropout")
+    config = AutoConfig.from_pretrained(options.model)
+    return {} if options.dropout else {name: 0.0 for name in rates if hasattr(config, name)}
 
 
 def standard_arguments(options: argparse.Namespace, folder: str, **more: Any) -> dict[str, Any]:
@@ -130,9 +159,11 @@ def standard_arguments(options: argparse.Namespace, folder: str, **more: Any) ->
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
-        "logging_steps": 1,
+        "logging_steps": options.steps if options.dropout else 1,  # a log waits for the GPU
         "bf16": options.bf16,
-        "dataloader_pin_memory": torch.cuda.is_available(),
+        "fp16": options.fp16,
+        "use_cpu": options.device == "cpu",
+        "dataloader_pin_memory": options.device == "cuda",
         **more,
     }
 
@@ -140,8 +171,8 @@ def standard_arguments(options: argparse.Namespace, folder: str, **more: Any) ->
 def build(name: str, options: argparse.Namespace, rows: Dataset, folder: str, clock: Clock) -> Any:
     """A contender's trainer."""
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    if name == "sentence-transformers":
-        return build_theirs(options, rows, folder, clock)
+    if name in {"sentence-transformers", UNPADDED}:
+        return build_theirs(options, rows, folder, clock, unpadded=name == UNPADDED)
     if name == OURS:
         return CrossEncoderTrainer(
             load(options),
@@ -167,7 +198,7 @@ def build(name: str, options: argparse.Namespace, rows: Dataset, folder: str, cl
     )
 
 
-def build_theirs(options: argparse.Namespace, rows: Dataset, folder: str, clock: Clock) -> Any:
+def build_theirs(options: argparse.Namespace, rows: Dataset, folder: str, clock: Clock, *, unpadded: bool) -> Any:
     """sentence-transformers' trainer over the same rows in the same order."""
     from sentence_transformers.base.sampler import DefaultBatchSampler
     from sentence_transformers.cross_encoder import (
@@ -181,11 +212,10 @@ def build_theirs(options: argparse.Namespace, rows: Dataset, folder: str, clock:
         return DefaultBatchSampler(SequentialSampler(dataset), batch_size=batch_size, drop_last=drop_last)
 
     torch.manual_seed(0)
-    model = CrossEncoder(
-        options.model,
-        num_labels=1,
-        config_kwargs={} if options.dropout else {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
-    )
+    if unpadded:
+        model = CrossEncoder(modules=modules(options), device=options.device)
+    else:
+        model = CrossEncoder(options.model, num_labels=1, device=options.device, config_kwargs=dropout(options))
     return CrossEncoderTrainer(
         model=model,
         args=CrossEncoderTrainingArguments(**standard_arguments(options, folder, batch_sampler=in_order)),
@@ -193,6 +223,23 @@ def build_theirs(options: argparse.Namespace, rows: Dataset, folder: str, clock:
         loss=losses.BinaryCrossEntropyLoss(model),
         callbacks=[clock],
     )
+
+
+def modules(options: argparse.Namespace, attention: str = "flash_attention_2") -> list[Any]:
+    """The model as sentence-transformers' modules, which run without padding over flash attention."""
+    from sentence_transformers.base.modules import Dense, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    transformer = Transformer(
+        options.model,
+        transformer_task="feature-extraction",
+        model_kwargs={"attn_implementation": attention},
+        config_kwargs=dropout(options),
+    )
+    width = transformer.get_embedding_dimension()
+    hidden = Dense(width, width, activation_function=torch.nn.GELU())
+    scores = Dense(width, 1, activation_function=torch.nn.Identity(), module_output_name="scores")
+    return [transformer, Pooling(width, pooling_mode="cls"), hidden, scores]
 
 
 def shapes(model: Any) -> list[tuple[int, int]]:
@@ -203,9 +250,8 @@ def shapes(model: Any) -> list[tuple[int, int]]:
     return [(layer.in_features, layer.out_features) for layer in layers]
 
 
-def peak(sizes: list[tuple[int, int]], tokens: int, dtype: torch.dtype) -> float:
+def peak(sizes: list[tuple[int, int]], tokens: int, dtype: torch.dtype, device: str) -> float:
     """Operations a second of the matrix products of a step on `tokens` tokens, forward and backward."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     work = [
         (torch.randn(tokens, i, device=device, dtype=dtype), torch.randn(i, o, device=device, dtype=dtype))
         for i, o in sizes
@@ -213,15 +259,13 @@ def peak(sizes: list[tuple[int, int]], tokens: int, dtype: torch.dtype) -> float
     gradients = [torch.randn(tokens, o, device=device, dtype=dtype) for _, o in sizes]
     times = []
     for _ in range(7):
-        if device == "cuda":
-            torch.cuda.synchronize()
+        wait_for(device)
         start = time.perf_counter()
         for (inputs, weight), gradient in zip(work, gradients, strict=True):
             torch.mm(inputs, weight)
             torch.mm(gradient, weight.T)
             torch.mm(inputs.T, gradient)
-        if device == "cuda":
-            torch.cuda.synchronize()
+        wait_for(device)
         times.append(time.perf_counter() - start)
     return 6 * tokens * sum(i * o for i, o in sizes) / statistics.median(times)
 
@@ -238,11 +282,13 @@ def count_tokens(rows: Dataset, options: argparse.Namespace) -> tuple[float, flo
 
 def run(name: str, options: argparse.Namespace, rows: Dataset) -> tuple[Clock, float]:
     """One round of one contender: its clock and its peak memory."""
-    clock = Clock()
+    clock = Clock(options.device)
     with tempfile.TemporaryDirectory() as folder:
         trainer = build(name, options, rows, folder, clock)
-        with PeakMemory() as memory:
+        with PeakMemory(options.device) as memory:
             trainer.train()
+    del trainer
+    gc.collect()  # a model on the GPU counts in the next one's memory
     return clock, memory.mebibytes
 
 
@@ -251,13 +297,13 @@ def median_step(rounds: list[tuple[Clock, float]]) -> float:
     return statistics.median(clock.step for clock, _ in rounds)
 
 
-def report(options: argparse.Namespace, rows: Dataset, results: dict[str, list[tuple[Clock, float]]]) -> None:
-    """Print the table."""
+def report(options: argparse.Namespace, rows: Dataset, results: dict[str, list[tuple[Clock, float]]]) -> dict[str, Any]:
+    """Print the table; what of it is the contenders' is returned."""
     tokens, padded, squares = count_tokens(rows, options)
     model = load(options)
     sizes = shapes(model)
-    dtype = torch.bfloat16 if options.bf16 else torch.float32
-    best = peak(sizes, round(tokens), dtype)
+    dtype = torch.bfloat16 if options.bf16 else torch.float16 if options.fp16 else torch.float32
+    best = peak(sizes, round(tokens), dtype, options.device)
     attention = 12 * squares * model.config.hidden_size * model.config.num_hidden_layers
     needed = 6 * tokens * sum(i * o for i, o in sizes) + attention
     padding = 1 - tokens / padded
@@ -265,24 +311,26 @@ def report(options: argparse.Namespace, rows: Dataset, results: dict[str, list[t
     print(f"matrix products of these shapes: {best / 1e9:.0f} GFLOP/s; a step's arithmetic: {needed / 1e9:.1f} GFLOP\n")
     columns = ("ms/step", "pairs/s", "tokens/s", "of peak", "MiB", "last loss", "slower by")
     widths = (9, 9, 10, 9, 7, 11, 11)
-    print(" " * 28 + "".join(f"{name:>{width}}" for name, width in zip(columns, widths, strict=True)))
-    ours = median_step(results[OURS])
+    print(" " * 32 + "".join(f"{name:>{width}}" for name, width in zip(columns, widths, strict=True)))
+    ours, found = median_step(results[OURS]), {"of_peak": {}, "mebibytes": {}}
     for name, rounds in results.items():
         step = median_step(rounds)
-        memory = max(memory for _, memory in rounds)
+        memory = found["mebibytes"][name] = max(memory for _, memory in rounds)
+        share = found["of_peak"][name] = needed / step / best
         loss = rounds[-1][0].losses[-1]
         speeds = f"{step * 1e3:>9.0f}{options.batch_size / step:>9.0f}{tokens / step:>10.0f}"
-        print(f"{name:<28}{speeds}{needed / step / best:>9.0%}{memory:>7.0f}{loss:>11.5f}{step / ours:>10.2f}x")
+        print(f"{name:<32}{speeds}{share:>9.0%}{memory:>7.0f}{loss:>11.5f}{step / ours:>10.2f}x")
     if not options.dropout and "Trainer" in results:
         pairs = zip(results[OURS][0][0].losses, results["Trainer"][0][0].losses, strict=True)
         largest = max(abs(a - b) for a, b in pairs)
         print(f"\nlargest difference of a step's loss from that of the padded run: {largest:.1e}")
+    return found
 
 
 def profile(options: argparse.Namespace, rows: Dataset) -> None:
     """Print where the time of this trainer's steps goes, by operator."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build(OURS, options, rows, folder, Clock())
+        trainer = build(OURS, options, rows, folder, Clock(options.device))
         with torch.profiler.profile() as measured:
             trainer.train()
     events = measured.key_averages()
@@ -290,6 +338,13 @@ def profile(options: argparse.Namespace, rows: Dataset) -> None:
     print("\nshare of time  operator")
     for event in sorted(events, key=lambda event: -event.self_cpu_time_total)[:18]:
         print(f"{event.self_cpu_time_total / total:>13.1%}  {event.key}")
+
+
+def contenders(options: argparse.Namespace) -> tuple[str, ...]:
+    """All that can run on this device, in this precision."""
+    flash = importlib.util.find_spec("flash_attn") is not None
+    unpadded = flash and options.device == "cuda" and (options.bf16 or options.fp16)
+    return (*CONTENDERS, UNPADDED) if unpadded else CONTENDERS
 
 
 def main() -> None:
@@ -301,19 +356,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="steps of a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max_tokens", type=int, help="token budget of this trainer")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     parser.add_argument("--bf16", action="store_true", help="mixed precision")
+    parser.add_argument("--fp16", action="store_true", help="mixed precision, with a scaled gradient")
     parser.add_argument("--no_dropout", dest="dropout", action="store_false", help="compare the losses step by step")
-    parser.add_argument("--only", choices=CONTENDERS, help="one contender alone, for its memory")
+    parser.add_argument("--only", choices=(*CONTENDERS, UNPADDED), help="one contender alone, for its memory")
     parser.add_argument("--profile", action="store_true", help="where the time of this trainer's steps goes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the speeds here too")
     options = parser.parse_args()
     if not Path(options.data).exists():
         parser.error(f"{options.data} does not exist")
+    if options.device is None:
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no NVIDIA GPU. --device cpu measures the processor.")
     rows, _ = read(options.data, options.steps, options.batch_size)
     if options.profile:
         profile(options, rows)
         return
-    names: tuple[str, ...] = CONTENDERS if options.only is None else (options.only,)
+    names: tuple[str, ...] = contenders(options) if options.only is None else (options.only,)
     results: dict[str, list[tuple[Clock, float]]] = {name: [] for name in names}
     warm_up = argparse.Namespace(**{**vars(options), "steps": 2})
     for name in names:
@@ -322,11 +383,10 @@ def main() -> None:
         for name in names:
             results[name].append(run(name, options, rows))
             print(f"{name}: {results[name][-1][0].step * 1e3:.0f} ms a step, {results[name][-1][1]:.0f} MiB")
-    if OURS in results:
-        report(options, rows, results)
+    found = report(options, rows, results) if OURS in results else {}
     if options.json is not None:
         speeds = {name: options.batch_size / median_step(rounds) for name, rounds in results.items()}
-        records = [{"work": "training", "data": options.data, "pairs_per_second": speeds}]
+        records = [{"work": "training", "data": options.data, "pairs_per_second": speeds, **found}]
         options.json.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
 
 

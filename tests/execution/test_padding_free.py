@@ -867,17 +867,23 @@ class _Cuda:
 
 
 @pytest.mark.parametrize(
-    ("query", "dropout", "kernel", "reason"),
+    ("query", "dropout", "generation", "kernel", "reason"),
     [
-        (_Cuda(), 0.0, "varlen", "takes flat tokens"),
-        (_Cuda(torch.float16), 0.0, "varlen", "takes flat tokens"),
-        (_Cuda(), 0.1, "repad", "no attention dropout"),
-        (_Cuda(torch.float32), 0.0, "repad", "half precision, not torch.float32"),
-        (_Cuda(width=12), 0.0, "repad", "not 12"),
+        (_Cuda(), 0.0, (8, 0), "varlen", "takes flat tokens"),
+        (_Cuda(torch.float16), 0.0, (8, 9), "varlen", "takes flat tokens"),
+        (_Cuda(), 0.1, (9, 0), "repad", "no attention dropout"),
+        (_Cuda(torch.float32), 0.0, (9, 0), "repad", "half precision, not torch.float32"),
+        (_Cuda(width=12), 0.0, (9, 0), "repad", "not 12"),
+        (_Cuda(width=256), 0.0, (9, 0), "varlen", "takes flat tokens"),
+        (_Cuda(width=256), 0.0, (8, 6), "repad", "up to 192, not 256"),
+        (_Cuda(torch.float16), 0.0, (7, 5), "repad", "capability 8.0 or more, not (7, 5)"),
     ],
 )
-def test_the_kernel_on_a_gpu_is_chosen_and_logged_once(monkeypatch, caplog, query, dropout, kernel, reason) -> None:
+def test_the_kernel_on_a_gpu_is_chosen_and_logged_once(
+    monkeypatch, caplog, query, dropout, generation, kernel, reason
+) -> None:
     monkeypatch.setattr(attention, "_varlen_function", lambda: varlen_reference)
+    monkeypatch.setattr(attention, "_generation", lambda _: generation)
     attention._varlen_missing.cache_clear()
     attention._log_choice.cache_clear()
     settings = attention._Settings(dropout, 1.0, False, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib.util
 import io
@@ -15,9 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import SENTENCES, build_model, build_tokenizer
 from datasets import Dataset
 from scipy import stats
+from sentence_transformers import CrossEncoder
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "benchmarks"
 TRAINING = {
@@ -129,6 +132,84 @@ def test_the_chart_shows_the_speeds(tmp_path, monkeypatch):
         assert text in drawn
     assert (tmp_path / "two.svg").read_text() == drawn
     assert (tmp_path / "three.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("precision", [["--bf16"], []])
+def test_training_on_the_cpu_uses_the_cpu(files, monkeypatch, precision):
+    training, used, clock = load("training"), [], argparse.Namespace(step=0.5)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # a machine that has a GPU as well
+    monkeypatch.setattr(training, "run", lambda name, options, _: used.append((name, options)) or (clock, 1.0))
+    monkeypatch.setattr(training, "report", lambda *_: {})
+    argv = [files / "pairs.csv", "--model", files / "model", "--device", "cpu", "--steps", 1, "--rounds", 1, *precision]
+    monkeypatch.setattr(sys, "argv", ["training.py", *map(str, argv)])
+    training.main()
+    for _, options in used:
+        made = training.standard_arguments(options, "output")
+        assert (made["use_cpu"], made["dataloader_pin_memory"], made["bf16"]) == (True, False, bool(precision))
+    assert [name for name, _ in used] == [*training.CONTENDERS] * 2
+
+
+@pytest.mark.parametrize("name", ["training", "gpu"])
+def test_a_gpu_that_is_not_there_is_named(files, monkeypatch, capsys, name):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    own = [files / "pairs.csv", "--model", files, "--device", "cuda"] if name == "training" else ["--output", files]
+    with pytest.raises(SystemExit):
+        call(monkeypatch, name, *own)
+    assert "torch sees no NVIDIA GPU" in capsys.readouterr().err
+
+
+def test_sentence_transformers_without_padding_is_a_contender_where_it_can_run(files, monkeypatch):
+    training = load("training")
+    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: name == "flash_attn")
+    cases = {("cuda", True, False): True, ("cuda", False, True): True, ("cuda", False, False): False}
+    for (device, bf16, fp16), runs in {**cases, ("cpu", True, False): False}.items():
+        options = argparse.Namespace(device=device, bf16=bf16, fp16=fp16)
+        assert (training.UNPADDED in training.contenders(options)) == runs
+    monkeypatch.undo()
+    options = argparse.Namespace(model=str(files / "model"), dropout=False)
+    encoder = CrossEncoder(modules=training.modules(options, attention="sdpa"), device="cpu")
+    assert encoder.predict([("a dog", "a cat")]).shape == (1,)
+
+
+def test_a_round_waits_for_the_gpu_at_its_ends_alone(files, monkeypatch):
+    training, waits = load("training"), []
+    monkeypatch.setattr(training, "wait_for", waits.append)
+    argv = [files / "pairs.csv", "--model", files / "model", "--device", "cpu", "--steps", 3, "--rounds", 1]
+    monkeypatch.setattr(sys, "argv", ["training.py", *map(str, argv), "--only", "Trainer"])
+    training.main()
+    assert waits == ["cpu"] * 4  # a warm-up and a round
+
+
+def test_all_that_a_gpu_is_measured_by_is_one_table(tmp_path, monkeypatch, capsys):
+    gpu = load("gpu")
+    tiny = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    monkeypatch.setattr(gpu, "SIZES", {"modernbert-base": (gpu.SIZES["modernbert-base"][0], tiny)})
+    monkeypatch.setattr(gpu.subprocess, "run", run_in_this_process)
+    argv = ["--device", "cpu", "--models", *gpu.SIZES, "--parts", "training", "scoring", "--output", tmp_path]
+    argv += ["--steps", 1, "--pairs", 8, "--rounds", 1, "--batch_size", 4, "--precision", "fp32"]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *map(str, argv)])
+    gpu.main()
+    found, written = json.loads((tmp_path / "gpu.json").read_text()), (tmp_path / "gpu.md").read_text()
+    assert written in capsys.readouterr().out
+    assert written.startswith("Measured by `python recipes/benchmarks/gpu.py --device cpu --models modernbert-base ")
+    for work in ("training", "scoring"):
+        assert [record["model"] for record in found[work]] == list(gpu.SIZES)
+        for record in found[work]:
+            for name, speed in record["pairs_per_second"].items():
+                assert f"| {record['model']} | {name} | {speed:.0f} |" in written
+    first = found["training"][0]
+    assert f"| {first['of_peak']['Trainer']:.0%} | {first['mebibytes']['Trainer']:.0f} |" in written
+
+
+def test_failed_tests_of_a_gpu_are_named(monkeypatch):
+    gpu = load("gpu")
+    printed = "...F\nFAILED tests/gpu/test_scoring.py::test_a[cuda] - assert\n=== 1 failed, 3 passed in 2.10s ==="
+    monkeypatch.setattr(gpu.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1, printed, ""))
+    found = gpu.run_tests()
+    assert found["summary"] == "1 failed, 3 passed in 2.10s"
+    assert found["failed"] == ["tests/gpu/test_scoring.py::test_a[cuda] - assert"]
+    options = argparse.Namespace(precision="bf16", batch_size=4)
+    assert "- failed: `tests/gpu/test_scoring.py::test_a[cuda]" in gpu.report({"machine": {}, "tests": found}, options)
 
 
 def test_growth_is_measured_and_drawn(tmp_path, monkeypatch, capsys):

@@ -19,7 +19,8 @@ import functools
 import inspect
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -35,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 Kernel = Literal["groups", "varlen", "repad"]
 
+KEYWORD = "padding_free_layout"
+"""The argument by which a batch's layout travels to the layers."""
+
 
 @dataclass(eq=False)
 class Layout:
@@ -46,12 +50,14 @@ class Layout:
         groups: `(n, s)` for each run of n sequences of s tokens in the flat row; None where Python doesn't know the
             lengths (inside `torch.compile`).
         kernel: how to compute attention, or None to choose by device, precision and dropout.
+        first_only: of the last layer, only the first token of each sequence is read.
     """
 
     index: Tensor
     mask: Tensor
     groups: tuple[tuple[int, int], ...] | None = None
     kernel: Kernel | None = None
+    first_only: bool = False
 
     @functools.cached_property
     def boundaries(self) -> Tensor:
@@ -60,14 +66,24 @@ class Layout:
         ends = [0, *itertools.accumulate(lengths)]
         return torch.tensor(ends, dtype=torch.int32, device=self.index.device)
 
+    @functools.cached_property
+    def starts(self) -> Tensor:
+        """[sequences] where the first token of each sequence is in the flat row."""
+        return self.boundaries[:-1].long()
+
+    def first(self, flat: Tensor) -> Tensor:
+        """[T, ...] to [sequences, ...]: first tokens."""
+        return _apply(_Gather, flat, self.starts)
+
     def flatten(self, padded: Tensor) -> Tensor:
         """[P, L, ...] to [T, ...]."""
         return _apply(_Gather, padded.flatten(0, 1), self.index)
 
-    def pad(self, flat: Tensor) -> Tensor:
-        """[T, ...] to [P, L, ...], zeros at the padding."""
+    def pad(self, flat: Tensor, *, first: bool = False) -> Tensor:
+        """[T, ...] to [P, L, ...], zeros at the padding; or [sequences, ...], zeros behind the first tokens."""
         rows, length = self.mask.shape
-        return _apply(_Scatter, flat, self.index, rows * length).view(rows, length, *flat.shape[1:])
+        index = self.index[self.starts] if first else self.index
+        return _apply(_Scatter, flat, index, rows * length).view(rows, length, *flat.shape[1:])
 
 
 def _apply(function: type[torch.autograd.Function], *args: object) -> Tensor:
@@ -111,6 +127,11 @@ class _Settings:
     scaling: float
     causal: bool
     window: int | None
+    first_only: bool = False
+
+    def queries(self, group: tuple[int, int]) -> tuple[int, int]:
+        """A group's n and its number of queries in a sequence."""
+        return (group[0], 1) if self.first_only else group
 
 
 def flat_attention(
@@ -123,11 +144,12 @@ def flat_attention(
     scaling: float | None = None,
     causal: bool = False,
     window: int | None = None,
+    first_only: bool = False,
 ) -> Tensor:
     """Let each sequence attend to itself.
 
     Args:
-        query: [1, h, T, d].
+        query: [1, h, T, d], or with `first_only` [1, h, sequences, d].
         key: [1, h or a divisor of it, T, d], likewise `value`.
         value: see `key`.
         layout: which tokens belong together.
@@ -135,9 +157,10 @@ def flat_attention(
         scaling: factor of the scores; default 1 / sqrt(d).
         causal: tokens see only themselves and what comes before.
         window: tokens see others less than this many places away.
+        first_only: there are queries of each sequence's first token alone, without `causal` and `window`.
 
     Returns:
-        [1, T, h, d].
+        [1, T, h, d], or with `first_only` [1, sequences, h, d].
 
     Raises:
         ConfigurationError: the layout asks for a kernel that can't compute this.
@@ -146,7 +169,7 @@ def flat_attention(
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    settings = _Settings(dropout, query.shape[-1] ** -0.5 if scaling is None else scaling, causal, window)
+    settings = _Settings(dropout, query.shape[-1] ** -0.5 if scaling is None else scaling, causal, window, first_only)
     kernel = layout.kernel or _choose(query, layout, settings)
     if kernel != "varlen":
         heads = query.shape[1]
@@ -223,11 +246,11 @@ def _by_groups(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settin
         raise ConfigurationError("kernel='groups' can't be compiled: leave `kernel` as None for torch.compile.")
     if settings.dropout > 0:
         return _apply(_DropoutAttention, query, key, value, layout.groups, settings)
-    sizes = [count * length for count, length in layout.groups]
     outputs = []
-    for group, *tokens in zip(layout.groups, *(torch.split(x, sizes) for x in (query, key, value)), strict=True):
+    queries = map(settings.queries, layout.groups)
+    for (asking, rows), (group, span) in zip(_spans(queries), _spans(layout.groups), strict=True):
         mask = None if group[1] <= (settings.window or group[1]) else _allowed(group[1], settings, query.device)
-        q, k, v = (_ungroup(x, group) for x in tokens)
+        q, k, v = _ungroup(query[rows], asking), _ungroup(key[span], group), _ungroup(value[span], group)
         output = scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=settings.causal and mask is None, scale=settings.scaling
         )
@@ -261,20 +284,27 @@ class _DropoutAttention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, groups: tuple[tuple[int, int], ...], settings: _Settings
     ) -> Tensor:
         query = query * settings.scaling
-        output = torch.empty_like(value)
-        sizes = [query.shape[1] * count * length**2 for count, length in groups]
+        output = torch.empty_like(query)
+        queries = [settings.queries(group) for group in groups]
+        sizes = [query.shape[1] * math.prod(asking) * group[1] for asking, group in zip(queries, groups, strict=True)]
         kept = draw_kept(sum(sizes), settings.dropout, query.device)
         saved = []
-        for (group, span), keep in zip(_spans(groups), torch.split(kept, sizes), strict=True):
-            q, k, v = (_heads_first(x[span], group) for x in (query, key, value))
+        for (asking, rows), (group, span), keep in zip(
+            _spans(queries), _spans(groups), torch.split(kept, sizes), strict=True
+        ):
+            q, k, v = (
+                _heads_first(query[rows], asking),
+                _heads_first(key[span], group),
+                _heads_first(value[span], group),
+            )
             scores = torch.bmm(q, k.transpose(1, 2))
             if settings.causal or group[1] > (settings.window or group[1]):
                 scores.masked_fill_(~_allowed(group[1], settings, query.device), float("-inf"))
             weights = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32))
-            _write(output[span], torch.bmm(_only(keep, weights).to(v.dtype), v), group)
+            _write(output[rows], torch.bmm(_only(keep, weights).to(v.dtype), v), asking)
             saved.append(weights)
         ctx.save_for_backward(query, key, value, kept, *saved)
-        ctx.groups, ctx.settings, ctx.sizes = groups, settings, sizes
+        ctx.queries, ctx.groups, ctx.settings, ctx.sizes = queries, groups, settings, sizes
         return output.div_(kept_share(settings.dropout))
 
     @staticmethod
@@ -283,17 +313,20 @@ class _DropoutAttention(torch.autograd.Function):
         query, key, value, kept, *saved = ctx.saved_tensors
         gradient = gradient / kept_share(ctx.settings.dropout)
         to_query, to_key, to_value = (torch.empty_like(x) for x in (query, key, value))
-        for (group, span), weights, keep in zip(_spans(ctx.groups), saved, torch.split(kept, ctx.sizes), strict=True):
-            q, k, v, g = (_heads_first(x[span], group) for x in (query, key, value, gradient))
+        for (asking, rows), (group, span), weights, keep in zip(
+            _spans(ctx.queries), _spans(ctx.groups), saved, torch.split(kept, ctx.sizes), strict=True
+        ):
+            q, g = (_heads_first(x[rows], asking) for x in (query, gradient))
+            k, v = (_heads_first(x[span], group) for x in (key, value))
             _write(to_value[span], torch.bmm(_only(keep, weights).to(g.dtype).transpose(1, 2), g), group)
             to_weights = _only(keep, torch.bmm(g, v.transpose(1, 2)).to(weights.dtype))
             to_scores = softmax_gradient(to_weights, weights).to(q.dtype)
-            _write(to_query[span], torch.bmm(to_scores, k), group)
+            _write(to_query[rows], torch.bmm(to_scores, k), asking)
             _write(to_key[span], torch.bmm(to_scores.transpose(1, 2), q), group)
         return to_query.mul_(ctx.settings.scaling), to_key, to_value, None, None
 
 
-def _spans(groups: tuple[tuple[int, int], ...]) -> Iterator[tuple[tuple[int, int], slice]]:
+def _spans(groups: Iterable[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], slice]]:
     start = 0
     for count, length in groups:
         yield (count, length), slice(start, start := start + count * length)
@@ -327,14 +360,15 @@ def _by_varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settin
             "0, or leave `kernel` as None."
         )
     boundaries, longest = layout.boundaries, max(length for _, length in layout.groups)
+    starts = torch.arange(len(query) + 1, dtype=torch.int32, device=query.device) if settings.first_only else boundaries
     reach = -1 if settings.window is None else settings.window - 1
     return _varlen_function()(
         query.contiguous(),
         key.contiguous(),
         value.contiguous(),
+        starts,
         boundaries,
-        boundaries,
-        longest,
+        1 if settings.first_only else longest,
         longest,
         scale=settings.scaling,
         window_size=(reach, 0 if settings.causal else reach),
@@ -350,11 +384,16 @@ def _by_repad(query: Tensor, key: Tensor, value: Tensor, layout: Layout, setting
         # Padding sees itself, again to avoid a division by zero; its result is dropped.
         itself = torch.eye(length, dtype=torch.bool, device=mask.device)
         visible = visible & _allowed(length, settings, mask.device) | itself
-    q, k, v = (layout.pad(x).transpose(1, 2) for x in (query, key, value))
+    k, v = (layout.pad(x).transpose(1, 2) for x in (key, value))
+    if settings.first_only:
+        order = layout.index[layout.starts] // layout.mask.shape[1]
+        q, k, v, visible = query.unsqueeze(2), k[order], v[order], visible[order, :, :1]
+    else:
+        q = layout.pad(query).transpose(1, 2)
     output = scaled_dot_product_attention(
         q, k, v, attn_mask=visible, dropout_p=settings.dropout, scale=settings.scaling
     )
-    return layout.flatten(output.transpose(1, 2))
+    return output.squeeze(2) if settings.first_only else layout.flatten(output.transpose(1, 2))
 
 
 _KERNELS: dict[Kernel, Callable[[Tensor, Tensor, Tensor, Layout, _Settings], Tensor]] = {

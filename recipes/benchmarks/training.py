@@ -132,6 +132,7 @@ def standard_arguments(options: argparse.Namespace, folder: str, **more: Any) ->
         "disable_tqdm": True,
         "logging_steps": 1,
         "bf16": options.bf16,
+        "use_cpu": not torch.cuda.is_available(),  # without an accelerator, bf16 wants to be told
         "dataloader_pin_memory": torch.cuda.is_available(),
         **more,
     }

@@ -64,7 +64,7 @@ ROOMS = {
         "card",
         "hub",
     ],
-    "execution": ["dropout", "attention", "first_token", "padding_free", "token_budget", "view", "shown"],
+    "execution": ["dropout", "blocks", "attention", "first_token", "padding_free", "token_budget", "view", "shown"],
     "training": [
         "losses",
         "plan",

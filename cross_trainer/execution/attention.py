@@ -5,7 +5,7 @@ which neighbours belong together; `flat_attention` lets each sequence attend onl
 all exact:
 
 - `groups`: sequences of equal length are neighbours in the flat row, so each group is a view [n, heads, s, d], and one
-  call per group needs neither a copy nor a mask. The fastest on CPUs.
+  call per group needs neither a copy nor a mask. The fastest on CPUs; with dropout there, see `blocks.py`.
 - `varlen`: `torch.nn.attention.varlen` on the flat tokens: CUDA, half precision, no attention dropout.
 - `repad`: queries, keys and values are padded for one `scaled_dot_product_attention` with a mask, and its result is
   flattened again. Works everywhere, reads nothing back from the device, and is what `torch.compile` sees.
@@ -19,7 +19,6 @@ import functools
 import inspect
 import itertools
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -29,8 +28,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from cross_trainer.errors import ConfigurationError
-from cross_trainer.execution.dropout import draw_kept, kept_share
-from cross_trainer.internals import softmax_gradient
+from cross_trainer.execution.blocks import Settings, allowed, dropout_attention
 
 logger = logging.getLogger(__name__)
 
@@ -119,21 +117,6 @@ class _Scatter(torch.autograd.Function):
         return _apply(_Gather, gradient, ctx.saved_tensors[0]), None, None
 
 
-@dataclass(frozen=True)
-class _Settings:
-    """What a layer asks of attention. A window of 1 sees only the token itself, None sees everything."""
-
-    dropout: float
-    scaling: float
-    causal: bool
-    window: int | None
-    first_only: bool = False
-
-    def queries(self, group: tuple[int, int]) -> tuple[int, int]:
-        """A group's n and its number of queries in a sequence."""
-        return (group[0], 1) if self.first_only else group
-
-
 def flat_attention(
     query: Tensor,
     key: Tensor,
@@ -169,7 +152,7 @@ def flat_attention(
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    settings = _Settings(dropout, query.shape[-1] ** -0.5 if scaling is None else scaling, causal, window, first_only)
+    settings = Settings(dropout, query.shape[-1] ** -0.5 if scaling is None else scaling, causal, window, first_only)
     kernel = layout.kernel or _choose(query, layout, settings)
     if kernel != "varlen":
         heads = query.shape[1]
@@ -188,7 +171,7 @@ def _repeat_heads(states: Tensor, heads: int) -> Tensor:
 # -----------------------------------------------------------------------------------------------------------
 
 
-def _choose(query: Tensor, layout: Layout, settings: _Settings) -> Kernel:
+def _choose(query: Tensor, layout: Layout, settings: Settings) -> Kernel:
     if layout.groups is None or torch.compiler.is_compiling():  # a graph with lengths in it would fit one batch only
         return "repad"
     if query.device.type == "cpu":
@@ -202,7 +185,7 @@ def _choose(query: Tensor, layout: Layout, settings: _Settings) -> Kernel:
     return "repad"
 
 
-def _varlen_obstacle(query: Tensor, settings: _Settings) -> str | None:
+def _varlen_obstacle(query: Tensor, settings: Settings) -> str | None:
     """Why `varlen_attn` can't be used, or None if it can."""
     if query.device.type != "cuda":
         return f"torch.nn.attention.varlen doesn't run on {query.device.type}"
@@ -241,15 +224,15 @@ def _log_choice(kernel: Kernel, reason: str) -> None:
 # -------------------------------------------------------------------------------------------------------------
 
 
-def _by_groups(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings: _Settings) -> Tensor:
+def _by_groups(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings: Settings) -> Tensor:
     if layout.groups is None:
         raise ConfigurationError("kernel='groups' can't be compiled: leave `kernel` as None for torch.compile.")
     if settings.dropout > 0:
-        return _apply(_DropoutAttention, query, key, value, layout.groups, settings)
+        return dropout_attention(query, key, value, layout.groups, settings)
     outputs = []
-    queries = map(settings.queries, layout.groups)
+    queries = [(n, 1) for n, _ in layout.groups] if settings.first_only else layout.groups
     for (asking, rows), (group, span) in zip(_spans(queries), _spans(layout.groups), strict=True):
-        mask = None if group[1] <= (settings.window or group[1]) else _allowed(group[1], settings, query.device)
+        mask = None if group[1] <= (settings.window or group[1]) else allowed(group[1], settings, query.device)
         q, k, v = _ungroup(query[rows], asking), _ungroup(key[span], group), _ungroup(value[span], group)
         output = scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=settings.causal and mask is None, scale=settings.scaling
@@ -263,97 +246,17 @@ def _ungroup(tokens: Tensor, group: tuple[int, int]) -> Tensor:
     return tokens.view(*group, *tokens.shape[1:]).transpose(1, 2)
 
 
-def _allowed(length: int, settings: _Settings, device: torch.device) -> Tensor:
-    """[length, length] true where a token (row) may see another (column)."""
-    position = torch.arange(length, device=device)
-    distance = position[:, None] - position
-    allowed = distance.abs() < (length if settings.window is None else settings.window)
-    return allowed & (distance >= 0) if settings.causal else allowed
-
-
-class _DropoutAttention(torch.autograd.Function):
-    """Attention by groups with dropout, which the CPU's fused attention doesn't have: the plain formula and its
-    gradient.
-
-    Written out because autograd would spend more time recording its many small operations than they take. The factors
-    of the scores and of the kept weights are applied to flat tokens, once for all groups.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, groups: tuple[tuple[int, int], ...], settings: _Settings
-    ) -> Tensor:
-        query = query * settings.scaling
-        output = torch.empty_like(query)
-        queries = [settings.queries(group) for group in groups]
-        sizes = [query.shape[1] * math.prod(asking) * group[1] for asking, group in zip(queries, groups, strict=True)]
-        kept = draw_kept(sum(sizes), settings.dropout, query.device)
-        saved = []
-        for (asking, rows), (group, span), keep in zip(
-            _spans(queries), _spans(groups), torch.split(kept, sizes), strict=True
-        ):
-            q, k, v = (
-                _heads_first(query[rows], asking),
-                _heads_first(key[span], group),
-                _heads_first(value[span], group),
-            )
-            scores = torch.bmm(q, k.transpose(1, 2))
-            if settings.causal or group[1] > (settings.window or group[1]):
-                scores.masked_fill_(~_allowed(group[1], settings, query.device), float("-inf"))
-            weights = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32))
-            _write(output[rows], torch.bmm(_only(keep, weights).to(v.dtype), v), asking)
-            saved.append(weights)
-        ctx.save_for_backward(query, key, value, kept, *saved)
-        ctx.queries, ctx.groups, ctx.settings, ctx.sizes = queries, groups, settings, sizes
-        return output.div_(kept_share(settings.dropout))
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, kept, *saved = ctx.saved_tensors
-        gradient = gradient / kept_share(ctx.settings.dropout)
-        to_query, to_key, to_value = (torch.empty_like(x) for x in (query, key, value))
-        for (asking, rows), (group, span), weights, keep in zip(
-            _spans(ctx.queries), _spans(ctx.groups), saved, torch.split(kept, ctx.sizes), strict=True
-        ):
-            q, g = (_heads_first(x[rows], asking) for x in (query, gradient))
-            k, v = (_heads_first(x[span], group) for x in (key, value))
-            _write(to_value[span], torch.bmm(_only(keep, weights).to(g.dtype).transpose(1, 2), g), group)
-            to_weights = _only(keep, torch.bmm(g, v.transpose(1, 2)).to(weights.dtype))
-            to_scores = softmax_gradient(to_weights, weights).to(q.dtype)
-            _write(to_query[rows], torch.bmm(to_scores, k), asking)
-            _write(to_key[span], torch.bmm(to_scores.transpose(1, 2), q), group)
-        return to_query.mul_(ctx.settings.scaling), to_key, to_value, None, None
-
-
 def _spans(groups: Iterable[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], slice]]:
     start = 0
     for count, length in groups:
         yield (count, length), slice(start, start := start + count * length)
 
 
-def _heads_first(tokens: Tensor, group: tuple[int, int]) -> Tensor:
-    """[n * s, h, d] to [n * h, s, d]; a view where n is 1."""
-    if group[0] == 1:
-        return tokens.transpose(0, 1)
-    return _ungroup(tokens, group).reshape(-1, group[1], tokens.shape[-1])
-
-
-def _write(target: Tensor, states: Tensor, group: tuple[int, int]) -> None:
-    """Copy [n * h, s, d] to [n * s, h, d]."""
-    _ungroup(target, group).copy_(states.view(group[0], -1, *states.shape[1:]))
-
-
-def _only(keep: Tensor, weights: Tensor) -> Tensor:
-    """The weights that are kept, and zeros elsewhere."""
-    return torch.where(keep.view(weights.shape), weights, 0.0)
-
-
 # --- varlen and repad
 # ---------------------------------------------------------------------------------------------------
 
 
-def _by_varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings: _Settings) -> Tensor:
+def _by_varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings: Settings) -> Tensor:
     if layout.groups is None or settings.dropout > 0:
         raise ConfigurationError(
             "kernel='varlen' has no attention dropout and can't be compiled: set the model's attention dropout to "
@@ -376,14 +279,14 @@ def _by_varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settin
     )
 
 
-def _by_repad(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings: _Settings) -> Tensor:
+def _by_repad(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings: Settings) -> Tensor:
     mask = layout.mask | ~layout.mask.any(1, keepdim=True)  # an empty row sees its padding: no division by zero
     visible = mask[:, None, None, :]
     if settings.causal or settings.window is not None:
         length = layout.mask.shape[1]
         # Padding sees itself, again to avoid a division by zero; its result is dropped.
         itself = torch.eye(length, dtype=torch.bool, device=mask.device)
-        visible = visible & _allowed(length, settings, mask.device) | itself
+        visible = visible & allowed(length, settings, mask.device) | itself
     k, v = (layout.pad(x).transpose(1, 2) for x in (key, value))
     if settings.first_only:
         order = layout.index[layout.starts] // layout.mask.shape[1]
@@ -396,7 +299,7 @@ def _by_repad(query: Tensor, key: Tensor, value: Tensor, layout: Layout, setting
     return output.squeeze(2) if settings.first_only else layout.flatten(output.transpose(1, 2))
 
 
-_KERNELS: dict[Kernel, Callable[[Tensor, Tensor, Tensor, Layout, _Settings], Tensor]] = {
+_KERNELS: dict[Kernel, Callable[[Tensor, Tensor, Tensor, Layout, Settings], Tensor]] = {
     "groups": _by_groups,
     "varlen": _by_varlen,
     "repad": _by_repad,

@@ -880,7 +880,7 @@ def test_the_kernel_on_a_gpu_is_chosen_and_logged_once(monkeypatch, caplog, quer
     monkeypatch.setattr(attention, "_varlen_function", lambda: varlen_reference)
     attention._varlen_missing.cache_clear()
     attention._log_choice.cache_clear()
-    settings = attention._Settings(dropout, 1.0, False, None)
+    settings = attention.Settings(dropout, 1.0, False, None)
     with caplog.at_level("INFO", logger="cross_trainer.execution.attention"):
         assert [attention._choose(query, make_layout(), settings) for _ in range(3)] == [kernel] * 3
     attention._varlen_missing.cache_clear()

@@ -85,7 +85,12 @@ def is_compiled(module: nn.Module) -> bool:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether forward hooks are registered on a module; torch has no public question for it."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    return count_hooks(module) > 0
+
+
+def count_hooks(module: nn.Module) -> int:
+    """How many forward hooks are registered on a module; torch has no public question for it."""
+    return len(module._forward_hooks) + len(module._forward_pre_hooks)
 
 
 def softmax_gradient(gradient: Tensor, weights: Tensor) -> Tensor:

@@ -64,7 +64,17 @@ ROOMS = {
         "card",
         "hub",
     ],
-    "execution": ["dropout", "transfer", "attention", "padding_free", "token_budget", "view", "shown"],
+    "execution": [
+        "dropout",
+        "transfer",
+        "blocks",
+        "attention",
+        "first_token",
+        "padding_free",
+        "token_budget",
+        "view",
+        "shown",
+    ],
     "training": [
         "losses",
         "heads",

@@ -5,7 +5,7 @@ which neighbours belong together; `flat_attention` lets each sequence attend onl
 all exact:
 
 - `groups`: sequences of equal length are neighbours in the flat row, so each group is a view [n, heads, s, d], and one
-  call per group needs neither a copy nor a mask. The fastest on CPUs.
+  call per group needs neither a copy nor a mask. The fastest on CPUs; with dropout there, see `blocks.py`.
 - `varlen`: `torch.nn.attention.varlen` on the flat tokens: CUDA from Ampere on, half precision, no attention dropout.
 - `repad`: queries, keys and values are padded for one `scaled_dot_product_attention` with a mask, and its result is
   flattened again. Works everywhere, reads nothing back from the device, and is what `torch.compile` sees.
@@ -19,7 +19,7 @@ import functools
 import inspect
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -28,13 +28,15 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from cross_trainer.errors import ConfigurationError
-from cross_trainer.execution.dropout import draw_kept, kept_share
+from cross_trainer.execution.blocks import Settings, allowed, dropout_attention
 from cross_trainer.execution.transfer import send
-from cross_trainer.internals import softmax_gradient
 
 logger = logging.getLogger(__name__)
 
 Kernel = Literal["groups", "varlen", "repad"]
+
+KEYWORD = "padding_free_layout"
+"""The argument by which a batch's layout travels to the layers."""
 
 
 @dataclass(eq=False)
@@ -47,12 +49,14 @@ class Layout:
         groups: `(n, s)` for each run of n sequences of s tokens in the flat row; None where Python doesn't know the
             lengths (inside `torch.compile`).
         kernel: how to compute attention, or None to choose by device, precision and dropout.
+        first_only: of the last layer, only the first token of each sequence is read.
     """
 
     index: Tensor
     mask: Tensor
     groups: tuple[tuple[int, int], ...] | None = None
     kernel: Kernel | None = None
+    first_only: bool = False
 
     @functools.cached_property
     def boundaries(self) -> Tensor:
@@ -61,14 +65,24 @@ class Layout:
         ends = [0, *itertools.accumulate(lengths)]
         return send(torch.tensor(ends, dtype=torch.int32), self.index.device)
 
+    @functools.cached_property
+    def starts(self) -> Tensor:
+        """[sequences] where the first token of each sequence is in the flat row."""
+        return self.boundaries[:-1].long()
+
+    def first(self, flat: Tensor) -> Tensor:
+        """[T, ...] to [sequences, ...]: first tokens."""
+        return _apply(_Gather, flat, self.starts)
+
     def flatten(self, padded: Tensor) -> Tensor:
         """[P, L, ...] to [T, ...]."""
         return _apply(_Gather, padded.flatten(0, 1), self.index)
 
-    def pad(self, flat: Tensor) -> Tensor:
-        """[T, ...] to [P, L, ...], zeros at the padding."""
+    def pad(self, flat: Tensor, *, first: bool = False) -> Tensor:
+        """[T, ...] to [P, L, ...], zeros at the padding; or [sequences, ...], zeros behind the first tokens."""
         rows, length = self.mask.shape
-        return _apply(_Scatter, flat, self.index, rows * length).view(rows, length, *flat.shape[1:])
+        index = self.index[self.starts] if first else self.index
+        return _apply(_Scatter, flat, index, rows * length).view(rows, length, *flat.shape[1:])
 
 
 def _apply(function: type[torch.autograd.Function], *args: object) -> Tensor:
@@ -104,16 +118,6 @@ class _Scatter(torch.autograd.Function):
         return _apply(_Gather, gradient, ctx.saved_tensors[0]), None, None
 
 
-@dataclass(frozen=True)
-class _Settings:
-    """What a layer asks of attention. A window of 1 sees only the token itself, None sees everything."""
-
-    dropout: float
-    scaling: float
-    causal: bool
-    window: int | None
-
-
 def flat_attention(
     query: Tensor,
     key: Tensor,
@@ -124,11 +128,12 @@ def flat_attention(
     scaling: float | None = None,
     causal: bool = False,
     window: int | None = None,
+    first_only: bool = False,
 ) -> Tensor:
     """Let each sequence attend to itself.
 
     Args:
-        query: [1, h, T, d].
+        query: [1, h, T, d], or with `first_only` [1, h, sequences, d].
         key: [1, h or a divisor of it, T, d], likewise `value`.
         value: see `key`.
         layout: which tokens belong together.
@@ -136,9 +141,10 @@ def flat_attention(
         scaling: factor of the scores; default 1 / sqrt(d).
         causal: tokens see only themselves and what comes before.
         window: tokens see others less than this many places away.
+        first_only: there are queries of each sequence's first token alone, without `causal` and `window`.
 
     Returns:
-        [1, T, h, d].
+        [1, T, h, d], or with `first_only` [1, sequences, h, d].
 
     Raises:
         ConfigurationError: the layout asks for a kernel that can't compute this.
@@ -147,7 +153,7 @@ def flat_attention(
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    settings = _Settings(dropout, query.shape[-1] ** -0.5 if scaling is None else scaling, causal, window)
+    settings = Settings(dropout, query.shape[-1] ** -0.5 if scaling is None else scaling, causal, window, first_only)
     kernel = layout.kernel or _choose(query, layout, settings)
     if kernel != "varlen":
         heads = query.shape[1]
@@ -166,7 +172,7 @@ def _repeat_heads(states: Tensor, heads: int) -> Tensor:
 # -----------------------------------------------------------------------------------------------------------
 
 
-def _choose(query: Tensor, layout: Layout, settings: _Settings) -> Kernel:
+def _choose(query: Tensor, layout: Layout, settings: Settings) -> Kernel:
     if layout.groups is None or torch.compiler.is_compiling():  # a graph with lengths in it would fit one batch only
         return "repad"
     if query.device.type == "cpu":
@@ -180,7 +186,7 @@ def _choose(query: Tensor, layout: Layout, settings: _Settings) -> Kernel:
     return "repad"
 
 
-def _varlen_obstacle(query: Tensor, settings: _Settings) -> str | None:
+def _varlen_obstacle(query: Tensor, settings: Settings) -> str | None:
     """Why `varlen_attn` can't be used, or None if it can."""
     if query.device.type != "cuda":
         return f"torch.nn.attention.varlen doesn't run on {query.device.type}"
@@ -229,16 +235,16 @@ def _log_choice(kernel: Kernel, reason: str) -> None:
 # -------------------------------------------------------------------------------------------------------------
 
 
-def _by_groups(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings: _Settings) -> Tensor:
+def _by_groups(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings: Settings) -> Tensor:
     if layout.groups is None:
         raise ConfigurationError("kernel='groups' can't be compiled: leave `kernel` as None for torch.compile.")
     if settings.dropout > 0:
-        return _apply(_DropoutAttention, query, key, value, layout.groups, settings)
-    sizes = [count * length for count, length in layout.groups]
+        return dropout_attention(query, key, value, layout.groups, settings)
     outputs = []
-    for group, *tokens in zip(layout.groups, *(torch.split(x, sizes) for x in (query, key, value)), strict=True):
-        mask = None if group[1] <= (settings.window or group[1]) else _allowed(group[1], settings, query.device)
-        q, k, v = (_ungroup(x, group) for x in tokens)
+    queries = [(n, 1) for n, _ in layout.groups] if settings.first_only else layout.groups
+    for (asking, rows), (group, span) in zip(_spans(queries), _spans(layout.groups), strict=True):
+        mask = None if group[1] <= (settings.window or group[1]) else allowed(group[1], settings, query.device)
+        q, k, v = _ungroup(query[rows], asking), _ungroup(key[span], group), _ungroup(value[span], group)
         output = scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=settings.causal and mask is None, scale=settings.scaling
         )
@@ -251,101 +257,32 @@ def _ungroup(tokens: Tensor, group: tuple[int, int]) -> Tensor:
     return tokens.view(*group, *tokens.shape[1:]).transpose(1, 2)
 
 
-def _allowed(length: int, settings: _Settings, device: torch.device) -> Tensor:
-    """[length, length] true where a token (row) may see another (column)."""
-    position = torch.arange(length, device=device)
-    distance = position[:, None] - position
-    allowed = distance.abs() < (length if settings.window is None else settings.window)
-    return allowed & (distance >= 0) if settings.causal else allowed
-
-
-class _DropoutAttention(torch.autograd.Function):
-    """Attention by groups with dropout, which the CPU's fused attention doesn't have: the plain formula and its
-    gradient.
-
-    Written out because autograd would spend more time recording its many small operations than they take. The factors
-    of the scores and of the kept weights are applied to flat tokens, once for all groups.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, groups: tuple[tuple[int, int], ...], settings: _Settings
-    ) -> Tensor:
-        query = query * settings.scaling
-        output = torch.empty_like(value)
-        sizes = [query.shape[1] * count * length**2 for count, length in groups]
-        kept = draw_kept(sum(sizes), settings.dropout, query.device)
-        saved = []
-        for (group, span), keep in zip(_spans(groups), torch.split(kept, sizes), strict=True):
-            q, k, v = (_heads_first(x[span], group) for x in (query, key, value))
-            scores = torch.bmm(q, k.transpose(1, 2))
-            if settings.causal or group[1] > (settings.window or group[1]):
-                scores.masked_fill_(~_allowed(group[1], settings, query.device), float("-inf"))
-            weights = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32))
-            _write(output[span], torch.bmm(_only(keep, weights).to(v.dtype), v), group)
-            saved.append(weights)
-        ctx.save_for_backward(query, key, value, kept, *saved)
-        ctx.groups, ctx.settings, ctx.sizes = groups, settings, sizes
-        return output.div_(kept_share(settings.dropout))
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, kept, *saved = ctx.saved_tensors
-        gradient = gradient / kept_share(ctx.settings.dropout)
-        to_query, to_key, to_value = (torch.empty_like(x) for x in (query, key, value))
-        for (group, span), weights, keep in zip(_spans(ctx.groups), saved, torch.split(kept, ctx.sizes), strict=True):
-            q, k, v, g = (_heads_first(x[span], group) for x in (query, key, value, gradient))
-            _write(to_value[span], torch.bmm(_only(keep, weights).to(g.dtype).transpose(1, 2), g), group)
-            to_weights = _only(keep, torch.bmm(g, v.transpose(1, 2)).to(weights.dtype))
-            to_scores = softmax_gradient(to_weights, weights).to(q.dtype)
-            _write(to_query[span], torch.bmm(to_scores, k), group)
-            _write(to_key[span], torch.bmm(to_scores.transpose(1, 2), q), group)
-        return to_query.mul_(ctx.settings.scaling), to_key, to_value, None, None
-
-
-def _spans(groups: tuple[tuple[int, int], ...]) -> Iterator[tuple[tuple[int, int], slice]]:
+def _spans(groups: Iterable[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], slice]]:
     start = 0
     for count, length in groups:
         yield (count, length), slice(start, start := start + count * length)
-
-
-def _heads_first(tokens: Tensor, group: tuple[int, int]) -> Tensor:
-    """[n * s, h, d] to [n * h, s, d]; a view where n is 1."""
-    if group[0] == 1:
-        return tokens.transpose(0, 1)
-    return _ungroup(tokens, group).reshape(-1, group[1], tokens.shape[-1])
-
-
-def _write(target: Tensor, states: Tensor, group: tuple[int, int]) -> None:
-    """Copy [n * h, s, d] to [n * s, h, d]."""
-    _ungroup(target, group).copy_(states.view(group[0], -1, *states.shape[1:]))
-
-
-def _only(keep: Tensor, weights: Tensor) -> Tensor:
-    """The weights that are kept, and zeros elsewhere."""
-    return torch.where(keep.view(weights.shape), weights, 0.0)
 
 
 # --- varlen and repad
 # ---------------------------------------------------------------------------------------------------
 
 
-def _by_varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings: _Settings) -> Tensor:
+def _by_varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings: Settings) -> Tensor:
     if layout.groups is None or settings.dropout > 0:
         raise ConfigurationError(
             "kernel='varlen' has no attention dropout and can't be compiled: set the model's attention dropout to "
             "0, or leave `kernel` as None."
         )
     boundaries, longest = layout.boundaries, max(length for _, length in layout.groups)
+    starts = torch.arange(len(query) + 1, dtype=torch.int32, device=query.device) if settings.first_only else boundaries
     reach = -1 if settings.window is None else settings.window - 1
     return _varlen_function()(
         query.contiguous(),
         key.contiguous(),
         value.contiguous(),
+        starts,
         boundaries,
-        boundaries,
-        longest,
+        1 if settings.first_only else longest,
         longest,
         scale=settings.scaling,
         window_size=(reach, 0 if settings.causal else reach),
@@ -353,22 +290,27 @@ def _by_varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settin
     )
 
 
-def _by_repad(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings: _Settings) -> Tensor:
+def _by_repad(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings: Settings) -> Tensor:
     mask = layout.mask | ~layout.mask.any(1, keepdim=True)  # an empty row sees its padding: no division by zero
     visible = mask[:, None, None, :]
     if settings.causal or settings.window is not None:
         length = layout.mask.shape[1]
         # Padding sees itself, again to avoid a division by zero; its result is dropped.
         itself = torch.eye(length, dtype=torch.bool, device=mask.device)
-        visible = visible & _allowed(length, settings, mask.device) | itself
-    q, k, v = (layout.pad(x).transpose(1, 2) for x in (query, key, value))
+        visible = visible & allowed(length, settings, mask.device) | itself
+    k, v = (layout.pad(x).transpose(1, 2) for x in (key, value))
+    if settings.first_only:
+        order = layout.index[layout.starts] // layout.mask.shape[1]
+        q, k, v, visible = query.unsqueeze(2), k[order], v[order], visible[order, :, :1]
+    else:
+        q = layout.pad(query).transpose(1, 2)
     output = scaled_dot_product_attention(
         q, k, v, attn_mask=visible, dropout_p=settings.dropout, scale=settings.scaling
     )
-    return layout.flatten(output.transpose(1, 2))
+    return output.squeeze(2) if settings.first_only else layout.flatten(output.transpose(1, 2))
 
 
-_KERNELS: dict[Kernel, Callable[[Tensor, Tensor, Tensor, Layout, _Settings], Tensor]] = {
+_KERNELS: dict[Kernel, Callable[[Tensor, Tensor, Tensor, Layout, Settings], Tensor]] = {
     "groups": _by_groups,
     "varlen": _by_varlen,
     "repad": _by_repad,

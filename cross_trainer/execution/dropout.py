@@ -1,7 +1,8 @@
 """Dropout on CPUs at a fraction of the time and memory of torch's.
 
 torch draws a float for each number and keeps it for the backward pass. Here 16 random bits decide about a number, and
-one byte of it is kept. The probability is rounded to a multiple of 2**-16, and the numbers that stay are divided by the
+one byte of it is kept, whose bits are all set or none: what drops numbers is a bitwise AND, which processors do to many
+of them at once. The probability is rounded to a multiple of 2**-16, and the numbers that stay are divided by the
 rounded one, so that expectations are exact.
 """
 
@@ -21,24 +22,34 @@ def kept_share(dropout: float) -> float:
 
 
 def draw_kept(count: int, dropout: float, device: torch.device) -> Tensor:
-    """[count] booleans, each true with probability `kept_share(dropout)`, from the device's default generator."""
+    """[count] int8, each -1 with probability `kept_share(dropout)`, else 0, from the device's default generator."""
     bits = torch.empty((count + 3) // 4, dtype=torch.int64, device=device).random_(-(2**63), None)
-    highest = round(kept_share(dropout) * _DRAWS) - _DRAWS // 2 - 1
-    return bits.view(torch.int16)[:count] <= highest
+    dropped = round(kept_share(dropout) * _DRAWS) - _DRAWS // 2  # the lowest 16 bits that drop
+    if dropped == _DRAWS // 2:
+        return torch.full((count,), -1, dtype=torch.int8, device=device)
+    return bits.view(torch.int16)[:count].clamp_(dropped - 1, dropped).sub_(dropped).to(torch.int8)
+
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def only_kept(states: Tensor, kept: Tensor) -> Tensor:
+    """Floats of any shape, with zeros where they aren't kept; without a gradient."""
+    integers = states.view(_INTEGERS[states.element_size()])
+    return torch.bitwise_and(integers, kept.view(states.shape)).view(states.dtype)
 
 
 class _Drop(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: Tensor, dropout: float) -> Tensor:
-        kept = draw_kept(states.numel(), dropout, states.device).view(states.shape)
+    def forward(ctx: Any, states: Tensor, kept: Tensor, factor: float) -> Tensor:
         ctx.save_for_backward(kept)
-        ctx.share = kept_share(dropout)
-        return torch.where(kept, states, 0.0).div_(ctx.share)
+        ctx.factor = factor
+        return only_kept(states, kept).mul_(factor)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (kept,) = ctx.saved_tensors
-        return torch.where(kept, gradient, 0.0).div_(ctx.share), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        dropped: Tensor = _Drop.apply(gradient, *ctx.saved_tensors, ctx.factor)  # type: ignore[no-untyped-call]
+        return dropped, None, None
 
 
 class CpuDropout(nn.Dropout):
@@ -50,7 +61,8 @@ class CpuDropout(nn.Dropout):
         jit: Any = torch.jit  # which has no types
         if idle or states.device.type != "cpu" or torch.compiler.is_compiling() or jit.is_tracing():
             return super().forward(states)
-        dropped: Tensor = _Drop.apply(states, self.p)  # type: ignore[no-untyped-call]
+        kept = draw_kept(states.numel(), self.p, states.device)
+        dropped: Tensor = _Drop.apply(states, kept, 1 / kept_share(self.p))  # type: ignore[no-untyped-call]
         return dropped
 
 

@@ -30,8 +30,9 @@ import torch
 from torch import Tensor, nn
 
 from cross_trainer.errors import ConfigurationError, UnsupportedModelError
-from cross_trainer.execution.attention import Kernel, Layout, flat_attention
+from cross_trainer.execution.attention import KEYWORD, Kernel, Layout, flat_attention
 from cross_trainer.execution.dropout import CpuDropout, exchange_class
+from cross_trainer.execution.first_token import FirstTokenLayer, reads_first_token
 from cross_trainer.execution.transfer import on_cpu, send
 from cross_trainer.internals import AttentionConfig, attention_name, has_hooks
 
@@ -55,7 +56,7 @@ padded batch's mask back from the device, to see whether it holds padding.
 """
 
 _NAME = "cross_trainer_padding_free"
-_KEYWORD = "padding_free_layout"
+_CLASSIFIES = "padding_free_classifies"  # the argument by which the transformer knows that its classifier calls
 
 
 class PaddingFree:
@@ -65,7 +66,8 @@ class PaddingFree:
     `enable_padding_free(copy)` returns.
     """
 
-    def __init__(self, base: PreTrainedModel, kernel: Kernel | None) -> None:
+    def __init__(self, model: Any, kernel: Kernel | None) -> None:
+        base = _base(model)
         self.kernel = kernel
         self.least_padding: float | None = None  # a share of its own, instead of the one that the device calls for
         self.holders = 0
@@ -85,6 +87,12 @@ class PaddingFree:
         if getattr(base, "pooler", None) is not None:  # it reads each row's first token: pad before it
             encoder: Any = base.encoder
             self._handles.append(encoder.register_forward_hook(_pad_outputs, with_kwargs=True))
+        self._last_layer: FirstTokenLayer | None = None
+        classifier = _classifier(model)
+        if classifier is not base and reads_first_token(classifier):
+            self._last_layer = FirstTokenLayer(classifier)
+            for module in {model, classifier}:  # adapters call the classifier's forward pass, past its hooks
+                self._handles.append(module.register_forward_pre_hook(_say_who_calls, with_kwargs=True))
 
     def remove(self) -> None:
         """Restore the model, once this has been called as often as the model was enabled.
@@ -101,6 +109,8 @@ class PaddingFree:
             if isinstance(getattr(module, "config", None), AttentionConfig):
                 module.config = module.config.wrapped
         exchange_class(self._base, CpuDropout, nn.Dropout)
+        if self._last_layer is not None:
+            self._last_layer.remove()
         self._handles = []
         del self._base.padding_free_handle
 
@@ -119,6 +129,7 @@ class PaddingFree:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         inputs = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
         index = inputs.pop("unpad_idx", None)
+        classifies = inputs.pop(_CLASSIFIES, False)
         mask: Any = inputs.get("attention_mask")
         if not _can_be_flat(module, inputs, mask):
             return (), inputs
@@ -129,12 +140,19 @@ class PaddingFree:
         real = on_cpu(mask).bool()
         found = _find_tokens(real, self._left_padding, self._least_padding(module, mask.device))
         if found is not None:
-            layout = Layout(send(found[0], mask.device), mask.bool(), found[1], self.kernel)
+            first_only = classifies and self._only_first_read(module, inputs)
+            layout = Layout(send(found[0], mask.device), mask.bool(), found[1], self.kernel, first_only)
             return (), _flatten(module, inputs, layout)
         if not self._left_padding and bool(real.all()):
             # A mask that hides nothing: transformers would read it back from the device to find that out.
             inputs["attention_mask"] = None
         return (), inputs
+
+    def _only_first_read(self, module: PreTrainedModel, inputs: dict[str, Any]) -> bool:
+        """Whether the classifier reads nothing of the last layer but first tokens."""
+        asked = inputs.get("output_hidden_states")
+        hidden_states = module.config.output_hidden_states if asked is None else asked
+        return self._last_layer is not None and not hidden_states and self._last_layer.suffices()
 
     def _least_padding(self, module: PreTrainedModel, device: torch.device) -> float:
         """The share of padding from which on it is taken out."""
@@ -170,6 +188,10 @@ def enable_padding_free(model: nn.Module, kernel: Kernel | None = None) -> Paddi
     Forward hooks on the model, its head and its input embeddings see padded shapes [P, L, ...]. Hooks on layers see
     what layers compute, [1, T, H].
 
+    Where a classifier's head reads only first tokens (`FIRST_TOKEN_FAMILIES`), its last layer computes only these, and
+    dropout there draws fewer numbers. Who asks for hidden states, calls the transformer itself or has put hooks on it,
+    on its encoder or on the head gets all tokens; a hook on the last layer sees [1, rows, H].
+
     Works with gradient checkpointing, autocast, PEFT adapters, DDP and FSDP: enable it before wrapping. For
     `torch.compile` pass `unpad_idx=unpad_indices(attention_mask)` with the inputs; without it the compiled model pads.
 
@@ -193,7 +215,7 @@ def enable_padding_free(model: nn.Module, kernel: Kernel | None = None) -> Paddi
     base = _base(model)
     handle: PaddingFree | None = base.__dict__.get("padding_free_handle")
     if handle is None:
-        handle = base.padding_free_handle = PaddingFree(base, kernel)
+        handle = base.padding_free_handle = PaddingFree(model, kernel)
     elif handle.kernel != kernel:
         raise ConfigurationError(
             f"The model already runs padding-free with kernel={handle.kernel!r}: remove that handle before asking for "
@@ -245,9 +267,14 @@ def padding_free_obstacle(model: nn.Module) -> str | None:
     )
 
 
+def _classifier(model: Any) -> Any:
+    """The classifier, or the bare transformer, under PEFT or not."""
+    return getattr(model, "get_base_model", lambda: model)()
+
+
 def _base(model: nn.Module) -> Any:
     """The transformer in a classifier, under PEFT or not."""
-    inner: Any = getattr(model, "get_base_model", lambda: model)()
+    inner = _classifier(model)
     return getattr(inner, "base_model", inner)
 
 
@@ -326,7 +353,7 @@ def _flatten(module: PreTrainedModel, inputs: dict[str, Any], layout: Layout) ->
         # Models pass four-dimensional masks to their layers unchanged, and our attention ignores this one: none is
         # built.
         "attention_mask": input_ids.new_zeros(1, 1, 1, 1),
-        _KEYWORD: layout,
+        KEYWORD: layout,
     }
     embedding: Any = module.get_input_embeddings()
     if has_hooks(embedding):  # of NEFTune for one, whose noise is scaled by the length of a row
@@ -348,16 +375,29 @@ def _positions(module: PreTrainedModel, inputs: dict[str, Any], index: Tensor) -
     return counted.flatten()[index]
 
 
+def _say_who_calls(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    from transformers.utils.import_utils import is_tracing
+
+    traced = torch.compiler.is_compiling() or is_tracing(kwargs.get("input_ids"))
+    return None if traced else (args, {**kwargs, _CLASSIFIES: True})
+
+
 def _pad_outputs(_: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    layout: Layout | None = kwargs.get(_KEYWORD)
+    layout: Layout | None = kwargs.get(KEYWORD)
     return output if layout is None else _pad(output, layout)
 
 
 def _pad(output: Any, layout: Layout) -> Any:
-    """Put each flat hidden state [1, T, H] in an output, a tuple or a mapping back to [P, L, H]."""
+    """Put each flat hidden state in an output, a tuple or a mapping back to [P, L, H]: [1, T, H], or [1, sequences, H]
+    of first tokens.
+    """
     if isinstance(output, Tensor):
-        is_flat = output.dim() == 3 and output.shape[0] == 1 and output.shape[1] == layout.index.shape[0]
-        return layout.pad(output[0]) if is_flat else output
+        if output.dim() != 3 or output.shape[0] != 1:
+            return output
+        if output.shape[1] == layout.index.shape[0]:
+            return layout.pad(output[0])
+        is_first = layout.first_only and output.shape[1] == layout.starts.shape[0]
+        return layout.pad(output[0], first=True) if is_first else output
     if isinstance(output, (tuple, list)):
         return type(output)([_pad(item, layout) for item in output])
     if isinstance(output, dict):
@@ -386,7 +426,7 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """What attention modules call: ours on flat tokens, the one that the config names on the plain path."""
-    layout = kwargs.pop(_KEYWORD, None)
+    layout = kwargs.pop(KEYWORD, None)
     if layout is None:
         original = _original_attention(module)
         return original(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cross_trainer.errors import UnsupportedModelError
+from cross_trainer.execution.first_token import reads_first_token
 from cross_trainer.internals import AttentionConfig, attention_name, multiply_int8
 
 
@@ -165,15 +166,6 @@ def _in_float32(part: Any, states: Tensor) -> Tensor:
 READS_PADDING = frozenset({"canine", "convbert", "fnet", "funnel", "mobilebert", "nystromformer", "yoso"})
 """Model types that mix padding into real tokens, by convolutions for instance, whatever the attention mask says."""
 
-FIRST_TOKEN_FAMILIES = {
-    "bert": "BertForSequenceClassification",
-    "camembert": "CamembertForSequenceClassification",
-    "electra": "ElectraForSequenceClassification",
-    "roberta": "RobertaForSequenceClassification",
-    "xlm-roberta": "XLMRobertaForSequenceClassification",
-}
-"""Classifiers, by model type, whose head reads only the first token of the last layer."""
-
 
 def skip_unread_tokens(model: Any) -> bool:
     """Let the last layer compute only the first token, where the classification head reads nothing else.
@@ -185,12 +177,10 @@ def skip_unread_tokens(model: Any) -> bool:
         model: A scoring view, changed in place. Its hidden states and attentions lose the other tokens.
 
     Returns:
-        Whether the model was changed: it is one of `FIRST_TOKEN_FAMILIES`, in a configuration that allows it.
+        Whether the model was changed: `reads_first_token` is true, and its configuration allows it.
     """
     config = model.config
-    if type(model).__name__ != FIRST_TOKEN_FAMILIES.get(config.model_type) or not type(model).__module__.startswith(
-        "transformers.models."
-    ):
+    if not reads_first_token(model):
         return False
     if config.is_decoder or config.add_cross_attention or attention_name(config) not in {"eager", "sdpa"}:
         return False

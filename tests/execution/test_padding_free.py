@@ -760,16 +760,16 @@ def naive(query: Tensor, key: Tensor, value: Tensor, causal: bool, window: int |
 def varlen_reference(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa) -> Tensor:
     """`varlen_attn` as its documentation has it, one sequence and one query at a time."""
     assert cu_q.dtype == torch.int32
-    assert max_q == max_k == (cu_q[1:] - cu_q[:-1]).max()
+    assert (max_q, max_k) == ((cu_q[1:] - cu_q[:-1]).max(), (cu_k[1:] - cu_k[:-1]).max())
     assert enable_gqa == (q.shape[1] != k.shape[1])
     repeat = q.shape[1] // k.shape[1]
     left, right = (10**6 if size < 0 else size for size in window_size)
     rows = []
-    for start, end in zip(cu_q[:-1].tolist(), cu_k[1:].tolist(), strict=True):
-        for i in range(start, end):
-            a, b = max(start, i - left), min(end, i + right + 1)
+    for first, last, start, end in zip(*(x.tolist() for x in (cu_q[:-1], cu_q[1:], cu_k[:-1], cu_k[1:])), strict=True):
+        for i in range(last - first):
+            a, b = max(start, start + i - left), min(end, start + i + right + 1)
             keys, values = (x[a:b].repeat_interleave(repeat, 1) for x in (k, v))
-            weights = torch.softmax(torch.einsum("hd,shd->hs", q[i], keys) * scale, -1)
+            weights = torch.softmax(torch.einsum("hd,shd->hs", q[first + i], keys) * scale, -1)
             rows.append(torch.einsum("hs,shd->hd", weights, values))
     return torch.stack(rows)
 
@@ -886,7 +886,7 @@ def test_the_kernel_on_a_gpu_is_chosen_and_logged_once(
     monkeypatch.setattr(attention, "_generation", lambda _: generation)
     attention._varlen_missing.cache_clear()
     attention._log_choice.cache_clear()
-    settings = attention._Settings(dropout, 1.0, False, None)
+    settings = attention.Settings(dropout, 1.0, False, None)
     with caplog.at_level("INFO", logger="cross_trainer.execution.attention"):
         assert [attention._choose(query, make_layout(), settings) for _ in range(3)] == [kernel] * 3
     attention._varlen_missing.cache_clear()

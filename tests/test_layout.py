@@ -64,7 +64,7 @@ ROOMS = {
         "card",
         "hub",
     ],
-    "execution": ["dropout", "attention", "padding_free", "token_budget", "view", "shown"],
+    "execution": ["dropout", "attention", "padding_free", "token_budget", "view", "linears", "shown"],
     "training": [
         "losses",
         "plan",

@@ -58,7 +58,7 @@ GROUP_SIZE = ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"]
 """Where an OpenVINO graph says how many neighbours among the inputs of a layer are rounded to 8 bits with one scale."""
 
 LARGEST_GROUP = 128
-"""MiniLM scores 1.2 times as many pairs as with OpenVINO's own 32. Larger groups gain little and round more coarsely."""
+"""MiniLM scores 1.2 times as many pairs as with OpenVINO's own 32. Larger groups gain little and round coarsely."""
 
 
 def exported_file(to: str, precision: str = "fp32") -> str:

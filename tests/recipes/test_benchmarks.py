@@ -95,6 +95,14 @@ def test_scoring_speeds_are_written_as_printed(files, monkeypatch, capsys):
     assert len(load("chart").speeds(records[0])) == 3
 
 
+def test_a_profile_of_scoring_names_the_operators(files, monkeypatch, capsys):
+    argv = [files / "pairs.csv", "--model", files / "model", "--layers", 1, "--backends", "torch", "--profile"]
+    call(monkeypatch, "scoring", *argv, "--dtype", "int8")
+    (products,) = [line.split() for line in capsys.readouterr().out.splitlines() if "aten::_int_mm" in line]
+    # Of one batch: key and value for all tokens of the layer, and four products for the first token.
+    assert products[1:] == ["6", "calls", "aten::_int_mm"]
+
+
 def test_all_score_alike_in_the_benchmark_of_scoring(files, monkeypatch):
     scoring = load("scoring")
     monkeypatch.setattr(sys, "argv", ["scoring.py", "pairs.csv", "--backends", "torch", "onnx", "--batch_sizes", "4"])

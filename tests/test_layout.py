@@ -73,6 +73,7 @@ ROOMS = {
         "padding_free",
         "token_budget",
         "view",
+        "linears",
         "shown",
     ],
     "training": [

@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cross_trainer.errors import UnsupportedModelError
 from cross_trainer.execution.first_token import reads_first_token
-from cross_trainer.internals import AttentionConfig, attention_name, multiply_int8
+from cross_trainer.internals import AttentionConfig, attention_name
 
 
 def scoring_view(model: Any, pad_token_id: int | None = None) -> Any:
@@ -104,7 +103,7 @@ def _add(value: Any, parts: list[Any], configs: set[int]) -> None:
             _add(entry, parts, configs)
 
 
-def _classifier(model: Any) -> Any:
+def classifier_of(model: Any) -> Any:
     """The classifier itself, under PEFT or not."""
     return getattr(model, "get_base_model", lambda: model)()
 
@@ -117,7 +116,7 @@ def compute_head_in_float32(model: Any) -> bool:
     Returns:
         Whether the model was changed: its head consists of linear layers and norms as torch has them.
     """
-    parts = _head_parts(_classifier(model))
+    parts = _head_parts(classifier_of(model))
     if not all(map(_is_plain, parts)):
         return False
     for part in parts:
@@ -127,7 +126,7 @@ def compute_head_in_float32(model: Any) -> bool:
 
 def has_float32_head(model: Any) -> bool:
     """Whether `compute_head_in_float32` knows a model's whole head and changes it."""
-    classifier = _classifier(model)
+    classifier = classifier_of(model)
     parts = _head_parts(classifier)
     return classifier.base_model is not classifier and bool(parts) and all(map(_is_plain, parts))
 
@@ -136,7 +135,7 @@ def _head_parts(classifier: Any) -> list[nn.Module]:
     """The modules with weights that follow a classifier's transformer."""
     base = classifier.base_model
     heads = [] if base is classifier else [child for child in classifier.children() if child is not base]
-    return [part for head in (*heads, *_poolers(base)) for part in head.modules() if _weights(part)]
+    return [part for head in (*heads, *poolers(base)) for part in head.modules() if _weights(part)]
 
 
 def _is_plain(part: nn.Module) -> bool:
@@ -148,7 +147,8 @@ def _weights(part: nn.Module) -> bool:
     return any(True for _ in part.parameters(recurse=False))
 
 
-def _poolers(base: Any) -> list[nn.Module]:
+def poolers(base: Any) -> list[nn.Module]:
+    """The pooler of a transformer, which is a part of the head, if it has one."""
     pooler = getattr(base, "pooler", None)
     return [pooler] if isinstance(pooler, nn.Module) else []
 
@@ -215,74 +215,3 @@ class _FirstTokenLayer(nn.Module):
         )
         attended = self.layer.attention.output(context.transpose(1, 2).flatten(2), first)
         return self.layer.output(self.layer.intermediate(attended), attended)
-
-
-def quantize_linears(model: Any) -> Any:
-    """A scoring view with 8-bit linear layers in its transformer; pooler and classification head stay.
-
-    Weights are rounded once, to 255 steps of each output's own scale, or to 127 where `largest_weight` says so. Inputs
-    are rounded in each call, to 255 steps of each token's own scale. Adapters are merged into the weights before, in a
-    copy of them.
-
-    Raises:
-        UnsupportedModelError: An adapter can't be merged.
-    """
-    if any(hasattr(module, "get_base_layer") for module in model.modules()):
-        model = _merged(copy.deepcopy(model))
-    base = _classifier(model).base_model
-    kept = {part for head in _poolers(base) for part in head.modules()}
-    for module in [module for module in base.modules() if module not in kept]:
-        for name, child in module.named_children():
-            if type(child) is nn.Linear and child not in kept:
-                setattr(module, name, _Int8Linear(child))
-    return model
-
-
-def _merged(model: Any) -> Any:
-    """A model whose layers with adapters became plain ones, in place."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if not hasattr(child, "get_base_layer"):
-                continue
-            try:
-                if not child.disable_adapters and not child.merged:
-                    child.merge()
-            except (NotImplementedError, ValueError, AttributeError) as error:
-                raise UnsupportedModelError(
-                    f'quantize="int8" merges adapters into the weights, but {type(child).__name__} can\'t be merged '
-                    f"({error}). Score without quantize."
-                ) from error
-            setattr(module, name, child.get_base_layer())
-    return model
-
-
-@functools.cache
-def largest_weight() -> int:
-    """The largest 8-bit weight whose products are exact: processors without VNNI add two of them in 16 bits."""
-    states, weights = (torch.full(size, 127, dtype=torch.int8) for size in ((32, 64), (64, 32)))
-    return 127 if bool((multiply_int8(states, weights) == 64 * 127 * 127).all()) else 63
-
-
-class _Int8Linear(nn.Module):
-    """A linear layer that multiplies 8-bit integers."""
-
-    weight: Tensor
-    scale: Tensor
-    bias: Tensor
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        weight = linear.weight.detach().float()
-        scale = weight.abs().amax(1).clamp_min(1e-12) / largest_weight()
-        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8).t().contiguous())
-        self.register_buffer("scale", scale)
-        bias = torch.zeros_like(scale) if linear.bias is None else linear.bias.detach().float()
-        self.register_buffer("bias", bias)
-
-    def forward(self, states: Tensor) -> Tensor:
-        flat = states.flatten(0, -2).float()
-        low, high = flat.aminmax(dim=1, keepdim=True)
-        scale = torch.maximum(high, -low).clamp_min(1e-12) / 127
-        product = multiply_int8((flat * scale.reciprocal()).round().to(torch.int8), self.weight)
-        scores = torch.addcmul(self.bias, product.float() * scale, self.scale)
-        return scores.view(*states.shape[:-1], -1).to(states.dtype)

@@ -17,14 +17,9 @@ from typing import Any, Literal
 import torch
 
 from cross_trainer.errors import ConfigurationError, UnsupportedModelError
+from cross_trainer.execution.linears import fuse_linears, quantize_linears
 from cross_trainer.execution.padding_free import LEAST_PADDING, enable_padding_free
-from cross_trainer.execution.view import (
-    compute_head_in_float32,
-    quantize_linears,
-    scoring_view,
-    skip_unread_tokens,
-    structure,
-)
+from cross_trainer.execution.view import compute_head_in_float32, scoring_view, skip_unread_tokens, structure
 from cross_trainer.internals import tensor_state
 
 logger = logging.getLogger(__name__)
@@ -102,6 +97,8 @@ class PreparedModel:
             except UnsupportedModelError as reason:
                 logger.info("Padding-free execution is off: %s", reason)
         compute_head_in_float32(view)
+        if not self.compile:  # compiled layers are fused by the compiler
+            fuse_linears(view)
         if skip_unread_tokens(view) and handle is not None:
             handle.least_padding = LEAST_PADDING  # padded batches are the ones that it saves most of a layer for
         made: Callable[..., Any] = torch.compile(view, dynamic=True) if self.compile else view

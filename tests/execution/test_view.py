@@ -17,7 +17,8 @@ from torch.nn.utils import parametrizations, parametrize
 from transformers import BertConfig, BertForSequenceClassification, Qwen3Config, Qwen3ForSequenceClassification
 
 from cross_trainer.errors import UnsupportedModelError
-from cross_trainer.execution.view import compute_head_in_float32, largest_weight, scoring_view, structure
+from cross_trainer.execution.linears import largest_weight
+from cross_trainer.execution.view import compute_head_in_float32, scoring_view, structure
 from cross_trainer.scoring.cross_encoder import CrossEncoder
 
 PAIRS = [("a man", sentence) for sentence in SENTENCES]
@@ -247,7 +248,7 @@ def test_a_decoder_keeps_its_padding_unless_another_is_named():
 def test_products_of_8_bits_are_exact_on_every_processor(isa):
     code = """
 import torch
-from cross_trainer.execution.view import largest_weight
+from cross_trainer.execution.linears import largest_weight
 from cross_trainer.internals import multiply_int8
 most = largest_weight()
 states, weights = torch.randint(-127, 128, (40, 64)), torch.randint(-most, most + 1, (64, 48))

@@ -8,6 +8,7 @@ import importlib.util
 import io
 import itertools
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -81,15 +82,62 @@ def test_training_speeds_are_written_as_printed(files, monkeypatch, capsys):
 
 
 def test_scoring_speeds_are_written_as_printed(files, monkeypatch, capsys):
-    argv = [files / "pairs.csv", "--model", files / "model", "--rounds", 1, "--batch_sizes", 32, "--documents", 0]
+    argv = [files / "pairs.csv", "--model", files / "model", "--rounds", 1, "--batch_sizes", 32, "--documents", 3]
+    argv += ["--dtype", "float32", "int8", "--backends", "torch", "--threads", 1, "--cpu_time"]
     call(monkeypatch, "scoring", *argv, "--json", files / "scoring.json")
-    (record,) = json.loads((files / "scoring.json").read_text())
-    assert (record["work"], record["data"]) == ("scoring", str(files / "pairs.csv"))
+    records = json.loads((files / "scoring.json").read_text())
+    assert [(record["work"], record["dtype"]) for record in records] == [("scoring", "float32"), ("scoring", "int8")]
+    names = ["cross_trainer", "sentence-transformers, batch 32", "pipeline, batch 32"]
+    assert [list(record["pairs_per_second"]) for record in records] == [names, names[:1]]
     printed = capsys.readouterr().out
-    for name, speed in record["pairs_per_second"].items():
-        row = next(line for line in printed.splitlines() if line.startswith(f"  {name}  "))
-        assert row.strip().removeprefix(name).split()[0] == f"{speed:.1f}"
-    assert len(load("chart").speeds(record)) == 3
+    for part, record in zip(printed.split("\n\n")[1:], records, strict=True):
+        assert record["data"] == str(files / "pairs.csv")
+        assert part.startswith(f"{files / 'pairs.csv'}, {record['dtype']}: 12 pairs")
+        for name, speed in record["pairs_per_second"].items():
+            row = next(line for line in part.splitlines() if line.startswith(f"  {name}  "))
+            assert row.strip().removeprefix(name).split()[0] == f"{speed:.1f}"
+    assert printed.count("  best: cross_trainer is") == printed.count("one query, 3 documents") == 1
+    assert len(load("chart").speeds(records[0])) == 3
+
+
+def test_a_profile_of_scoring_names_the_operators(files, monkeypatch, capsys):
+    argv = [files / "pairs.csv", "--model", files / "model", "--layers", 1, "--backends", "torch", "--profile"]
+    call(monkeypatch, "scoring", *argv, "--dtype", "int8")
+    (products,) = [line.split() for line in capsys.readouterr().out.splitlines() if "aten::_int_mm" in line]
+    # Of one batch: key and value for all tokens of the layer, and four products for the first token.
+    assert products[1:] == ["6", "calls", "aten::_int_mm"]
+
+
+def test_all_score_alike_in_the_benchmark_of_scoring(files, monkeypatch):
+    scoring = load("scoring")
+    monkeypatch.setattr(sys, "argv", ["scoring.py", "pairs.csv", "--backends", "torch", "onnx", "--batch_sizes", "4"])
+    options = scoring.parse_arguments()
+    pairs = scoring.read_pairs(files / "pairs.csv", ["a", "b"], 12)
+    runs = scoring.contestants(str(files / "model"), "float32", options)
+    expected = runs.pop(scoring.OURS)(pairs)
+    theirs = [f"sentence-transformers, {how}" for how in ("batch 4", "onnx, batch 4", "our onnx graph, batch 32")]
+    assert set(runs) == {"cross_trainer, onnx", "pipeline, batch 32", *theirs}
+    for name, run in runs.items():
+        scores = [entry["score"] for entry in run(pairs)] if name.startswith("pipeline") else run(pairs)
+        assert scores == pytest.approx(expected, abs=1e-4), name
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--device", "cuda"], "--device cuda: torch .* sees no GPU here"),
+        (["--dtype", "int8", "--device", "meta"], "--dtype int8 is for CPUs, not for meta"),
+        (["--backends", "openvino"], "--backends openvino isn't installed: it is in the extra export"),
+    ],
+)
+def test_what_cant_be_measured_is_refused_by_name(argv, message, monkeypatch, capsys):
+    scoring = load("scoring")
+    monkeypatch.setattr(scoring.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(scoring.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(sys, "argv", ["scoring.py", "pairs.csv", *argv])
+    with pytest.raises(SystemExit):
+        scoring.parse_arguments()
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_variants_are_compared_with_float32(files, monkeypatch, capsys):

@@ -1,0 +1,138 @@
+"""Linear layers as scoring computes them on CPUs: bias and GELU within the matrix product, or 8-bit integers.
+
+Both are made in a scoring view and need `torch.inference_mode` or `torch.no_grad`: they have no gradients.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import GELUActivation
+
+from cross_trainer.errors import UnsupportedModelError
+from cross_trainer.execution.view import classifier_of, poolers
+from cross_trainer.internals import has_hooks, linear_at_once, linear_at_once_takes, multiply_int8
+
+FOLLOWED_BY = {"dense": "intermediate_act_fn", "lin1": "activation", "ffn": "activation"}
+"""Names of the layers that an activation follows directly, and the activation's name in the same module."""
+
+
+def fuse_linears(model: Any) -> None:
+    """Let a scoring view's linear layers add the bias, and the GELU that follows, while the product is in the cache.
+
+    Weights stay shared. Scores are the same to float precision.
+
+    Args:
+        model: A scoring view, changed in place where it is on the CPU.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is not nn.Linear or "forward" in vars(child) or not _is_plain(child.weight):
+                continue
+            follower = FOLLOWED_BY.get(name, "")
+            gelu = _is_transformers(module) and _is_gelu(getattr(module, follower, None)) and not has_hooks(child)
+            if gelu:
+                setattr(module, follower, nn.Identity())
+            child.forward = functools.partial(_at_once, child, gelu)  # type: ignore[method-assign]
+
+
+def _is_plain(weight: Tensor) -> bool:
+    """Whether a weight is a matrix in this processor's memory, and no compressed or distributed one."""
+    return type(weight) is nn.Parameter and weight.is_cpu
+
+
+def _is_transformers(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("transformers.models.")
+
+
+def _is_gelu(activation: Any) -> bool:
+    """Whether an activation is the exact GELU, by the error function, and nothing else."""
+    exact = type(activation) is GELUActivation and activation.act is F.gelu
+    exact = exact or (type(activation) is nn.GELU and activation.approximate == "none")
+    return exact and not has_hooks(activation) and "forward" not in vars(activation)
+
+
+def _at_once(part: nn.Linear, gelu: bool, states: Tensor) -> Tensor:
+    """A linear layer, and the GELU behind it, in one pass where torch can."""
+    weight = part.weight
+    if states.dtype is weight.dtype and linear_at_once_takes(weight) and not torch.is_autocast_enabled("cpu"):
+        return linear_at_once(states, weight, part.bias, gelu)
+    product = F.linear(states, weight, part.bias)
+    return F.gelu(product) if gelu else product
+
+
+def quantize_linears(model: Any) -> Any:
+    """A scoring view with 8-bit linear layers in its transformer; pooler and classification head stay.
+
+    Weights are rounded once, to 255 steps of each output's own scale, or to 127 where `largest_weight` says so. Inputs
+    are rounded in each call, to 255 steps of each token's own scale. Adapters are merged into the weights before, in a
+    copy of them.
+
+    Raises:
+        UnsupportedModelError: An adapter can't be merged.
+    """
+    if any(hasattr(module, "get_base_layer") for module in model.modules()):
+        model = _merged(copy.deepcopy(model))
+    base = classifier_of(model).base_model
+    kept = {part for head in poolers(base) for part in head.modules()}
+    for module in [module for module in base.modules() if module not in kept]:
+        for name, child in module.named_children():
+            if type(child) is nn.Linear and child not in kept:
+                setattr(module, name, _Int8Linear(child))
+    return model
+
+
+def _merged(model: Any) -> Any:
+    """A model whose layers with adapters became plain ones, in place."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if not hasattr(child, "get_base_layer"):
+                continue
+            try:
+                if not child.disable_adapters and not child.merged:
+                    child.merge()
+            except (NotImplementedError, ValueError, AttributeError) as error:
+                raise UnsupportedModelError(
+                    f'quantize="int8" merges adapters into the weights, but {type(child).__name__} can\'t be merged '
+                    f"({error}). Score without quantize."
+                ) from error
+            setattr(module, name, child.get_base_layer())
+    return model
+
+
+@functools.cache
+def largest_weight() -> int:
+    """The largest 8-bit weight whose products are exact: processors without VNNI add two of them in 16 bits."""
+    states, weights = (torch.full(size, 127, dtype=torch.int8) for size in ((32, 64), (64, 32)))
+    return 127 if bool((multiply_int8(states, weights) == 64 * 127 * 127).all()) else 63
+
+
+class _Int8Linear(nn.Module):
+    """A linear layer that multiplies 8-bit integers."""
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach().float()
+        scale = weight.abs().amax(1).clamp_min(1e-12) / largest_weight()
+        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8).t().contiguous())
+        self.register_buffer("scale", scale)
+        bias = torch.zeros_like(scale) if linear.bias is None else linear.bias.detach().float()
+        self.register_buffer("bias", bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        flat = states.flatten(0, -2).float()
+        scale = torch.maximum(flat.amax(1, keepdim=True), flat.amin(1, keepdim=True).neg_()).clamp_min_(1e-12).div_(127)
+        # In place from here on: the memory of each further result would be asked of the system anew.
+        rounded = (flat * scale.reciprocal()).round_().to(torch.int8)
+        product = multiply_int8(rounded, self.weight).float().mul_(scale)
+        scores = torch.addcmul(self.bias, product, self.scale, out=product)
+        return scores.view(*states.shape[:-1], -1).to(states.dtype)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from cross_trainer.data.survey import Survey
-from cross_trainer.training.losses import BinaryCrossEntropyLoss, CrossEntropyLoss, MSELoss
+from cross_trainer.training.losses import BinaryCrossEntropyLoss, CrossEntropyLoss, ListNetLoss, MSELoss
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +33,16 @@ def prior_logits(labels: Survey, loss: Any, config: Any) -> list[float] | None:
 
     Args:
         labels: What the training data's labels are.
-        loss: Any. Others than binary cross-entropy, cross-entropy and squared error have no prior here.
+        loss: Any. Others than binary cross-entropy (also as a part of ListNet), cross-entropy and squared error have no
+            prior here.
         config: The model's, with the number and the names of labels.
     """
     if isinstance(loss, CrossEntropyLoss) and labels.kind in {"binary", "class"} and labels.counts:
         return _class_logits(labels, loss, config)
     if isinstance(loss, MSELoss) and loss.activation == "identity" and labels.kind != "multi" and labels.numbers:
         return [labels.total / labels.numbers]
-    if not isinstance(loss, BinaryCrossEntropyLoss | MSELoss):
+    pointwise = isinstance(loss, ListNetLoss) and loss.pointwise > 0
+    if not pointwise and not isinstance(loss, BinaryCrossEntropyLoss | MSELoss):
         return None
     positives = _positives(labels)
     if positives is None:

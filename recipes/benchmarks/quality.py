@@ -120,6 +120,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "prior": {"trainer": {"prior_bias": True}},
     "ListNetLoss": {"documents": 32, "arguments": LISTS, "loss": losses.ListNetLoss()},
     "ListNetLoss(pointwise=1.0)": {"documents": 32, "arguments": LISTS, "loss": losses.ListNetLoss(pointwise=1.0)},
+    "ListNetLoss(pointwise=1.0)+prior": {
+        "documents": 32,
+        "arguments": LISTS,
+        "loss": losses.ListNetLoss(pointwise=1.0),
+        "trainer": {"prior_bias": True},
+    },
 }
 """Ways to train by name, and what each changes here: arguments, those of the collator and of the trainer, the loss, and
 how many documents of a query make a list to train on."""

@@ -411,14 +411,22 @@ class ListNetLoss:
     Paper: Cao et al. 2007, Learning to Rank: From Pairwise Approach to Listwise Approach.
 
     Args:
-        pointwise: How much binary cross-entropy of each document's label, in [0, 1], is added: its mean over the
-            query's documents, times this. It gives scores a level, which the order alone leaves open.
+        pointwise: How much of the binary cross-entropy of documents and labels, which then lie in [0, 1], is added: for
+            each query its mean over the documents. The order alone leaves the level of scores open; with this part
+            they are logits of probabilities, that learn from queries whose documents are all alike, too.
     """
 
     pointwise: float = 0.0
-
     couples_rows: ClassVar[bool] = True
-    score_activation: ClassVar[ScoreActivation] = "identity"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.pointwise < math.inf:
+            raise ConfigurationError(f"ListNetLoss: pointwise is {self.pointwise}. Use a finite number of 0 or more.")
+
+    @property
+    def score_activation(self) -> ScoreActivation:
+        """What turns logits into scores."""
+        return "sigmoid" if self.pointwise else "identity"
 
     def __call__(self, outputs: Outputs, labels: Tensor, num_items_in_batch: Items = None) -> Tensor:
         """The loss, a scalar."""

@@ -81,6 +81,7 @@ from cross_trainer.training.losses import (
     InfoNCELoss,
     KLDivergenceLoss,
     LambdaLoss,
+    ListNetLoss,
     MarginMSELoss,
     MSELoss,
 )
@@ -717,8 +718,10 @@ def label_limits(loss: Callable[..., Any] | None, found: Survey, num_labels: int
     """What labels a loss can be computed on; None for any."""
     if found.kind == "none":
         return None
-    probabilities = isinstance(loss, BinaryCrossEntropyLoss) or (
-        isinstance(loss, MSELoss) and loss.activation == "sigmoid"
+    probabilities = (
+        isinstance(loss, BinaryCrossEntropyLoss)
+        or (isinstance(loss, MSELoss) and loss.activation == "sigmoid")
+        or (isinstance(loss, ListNetLoss) and loss.pointwise > 0)
     )
     if probabilities and not found.names:
         scale = "" if found.minimum < 0 or found.maximum <= 1 else f"(x / {found.maximum:g} for instance) "

@@ -13,6 +13,7 @@ from training.test_trainer import arguments
 from transformers import AutoModelForSequenceClassification, DistilBertConfig, Qwen3Config, RobertaConfig
 
 from cross_trainer import CrossEncoderTrainer, PairCollator, make_plan
+from cross_trainer.errors import DataError
 from cross_trainer.training.losses import (
     BinaryCrossEntropyLoss,
     CrossEntropyLoss,
@@ -110,8 +111,9 @@ def test_others_start_at_zero(folder, tmp_path, dataset, loss):
     assert trainer.model.classifier.bias.tolist() == [0.0]
 
 
-def test_lists_for_a_pointwise_loss_count_documents(folder):
-    plan = make_plan(folder, lists([1, 0, 0, 0] * 50), compute_loss_func=BinaryCrossEntropyLoss())
+@pytest.mark.parametrize("loss", [BinaryCrossEntropyLoss(), ListNetLoss(pointwise=0.5)])
+def test_lists_for_a_pointwise_loss_count_documents(folder, loss):
+    plan = make_plan(folder, lists([1, 0, 0, 0] * 50), compute_loss_func=loss)
     assert plan.prior == pytest.approx([-1.0986], abs=0.02)
 
 
@@ -159,3 +161,9 @@ def test_heads_of_other_families(tmp_path, caplog, family):
         assert "The new head has no bias that could start at [-1.09]." in caplog.messages
     else:
         assert last.bias.tolist() == pytest.approx([-1.0986], abs=0.02)
+
+
+def test_grades_beyond_probabilities_are_refused_for_a_pointwise_part(folder):
+    with pytest.raises(DataError, match=r"Column 'labels', row 0: label 2 is outside \[0, 1\]"):
+        make_plan(folder, lists([2, 0]), compute_loss_func=ListNetLoss(pointwise=1.0))
+    make_plan(folder, lists([2, 0]), compute_loss_func=ListNetLoss())

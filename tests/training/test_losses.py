@@ -39,6 +39,7 @@ LISTWISE = (
     RankNetLoss(sigma=2.0),
     MarginMSELoss(),
     ListNetLoss(),
+    ListNetLoss(pointwise=0.5),
     ListMLELoss(),
     ListMLELoss(position_weighted=True),
     *(LambdaLoss(scheme=scheme) for scheme in SCHEMES),
@@ -128,7 +129,9 @@ def naive_margin_mse(loss: Any, s: list[float], y: list[float]) -> tuple[float, 
 
 
 def naive_listnet(loss: Any, s: list[float], y: list[float]) -> tuple[float, int]:
-    return -sum(p * math.log(q) for p, q in zip(softmax(y), softmax(s), strict=True)), 1
+    pointwise = sum(math.log1p(math.exp(score)) - label * score for score, label in zip(s, y, strict=True)) / len(s)
+    order = -sum(p * math.log(q) for p, q in zip(softmax(y), softmax(s), strict=True))
+    return order + loss.pointwise * pointwise, 1
 
 
 def naive_listmle(loss: Any, s: list[float], y: list[float]) -> tuple[float, int]:
@@ -350,13 +353,16 @@ DEGENERATE = {
 @pytest.mark.parametrize("loss", LISTWISE, ids=repr)
 def test_gradients_are_finite(loss: Any, case: str, dtype: torch.dtype) -> None:
     scores, labels = (torch.tensor(values) for values in DEGENERATE[case])
+    pointwise = getattr(loss, "pointwise", 0.0) > 0
+    if pointwise:
+        labels = torch.where(labels == -100, labels, labels.clamp(0, 1))
     value, grad = gradient(loss, scores.to(dtype), labels)
     assert value.isfinite()
     assert value.dtype == torch.float32
     assert value >= -1e-6
     assert grad.isfinite().all()
     assert grad.dtype == dtype
-    one = loss.count_items(labels) == 0 or "one document" in case
+    one = loss.count_items(labels) == 0 or ("one document" in case and not pointwise)
     if one:
         assert (grad.abs() < 1e-6).all()
 
@@ -717,6 +723,7 @@ def test_counting_flat_labels_is_an_error(loss: Any) -> None:
         (lambda: LambdaLoss(k=0), "k is 0"),
         (lambda: LambdaLoss(k=2.5), "k is 2.5"),
         (lambda: LambdaLoss(sigma=math.nan), "sigma is nan"),
+        (lambda: ListNetLoss(pointwise=-1.0), "ListNetLoss: pointwise is -1.0"),
         (lambda: LambdaLoss(mu=-1.0), "mu is -1.0"),
         (lambda: InfoNCELoss(scale=0.0), "scale is 0.0"),
         (lambda: KLDivergenceLoss(temperature=0.0), "temperature is 0.0"),
@@ -751,7 +758,8 @@ def test_what_scores_mean() -> None:
     assert CrossEntropyLoss().score_activation == "softmax"
     assert MSELoss().score_activation == "sigmoid"
     assert MSELoss("identity").score_activation == "identity"
-    assert {loss.score_activation for loss in LISTWISE} == {"identity"}
+    assert ListNetLoss(pointwise=0.5).score_activation == "sigmoid"
+    assert {loss.score_activation for loss in LISTWISE if loss != ListNetLoss(pointwise=0.5)} == {"identity"}
     assert all(type(loss).couples_rows for loss in LISTWISE)
     assert not any(type(loss).couples_rows for loss in POINTWISE)
 

@@ -80,7 +80,7 @@ class Blocks:
     def split(self, rows: Tensor, *, first_only: bool = False) -> list[Tensor]:
         """Views [n * h, s, d] of [R, d], or [n * h, 1, d] of the rows of first tokens."""
         lengths = [1 if first_only else s for _, s in self.shapes]
-        parts = rows.split([n * self.heads * s for (n, _), s in zip(self.shapes, lengths, strict=True)])
+        parts = torch.split(rows, [n * self.heads * s for (n, _), s in zip(self.shapes, lengths, strict=True)])
         return [part.view(-1, s, rows.shape[-1]) for part, s in zip(parts, lengths, strict=True)]
 
 
@@ -102,7 +102,7 @@ def make_blocks(groups: Groups, heads: int, dtype: torch.dtype, device: torch.de
     starts = lengths.cumsum(0) - lengths
     rows, real, biases = [], [], []
     for (count, longest), own, start in zip(
-        shapes, *(x.split([n for n, _ in shapes]) for x in (lengths, starts)), strict=True
+        shapes, *(torch.split(x, [n for n, _ in shapes]) for x in (lengths, starts)), strict=True
     ):
         place = torch.arange(longest)
         tokens = start[:, None] + torch.minimum(place, own[:, None] - 1)
@@ -177,7 +177,7 @@ class _DropoutAttention(torch.autograd.Function):
         for (_, s), bias, keep, q_, out, k_, v_ in zip(
             blocks.shapes,
             blocks.biases,
-            kept.split(sizes),
+            torch.split(kept, sizes),
             *(blocks.split(x, first_only=first) for x in (q, output)),
             *map(blocks.split, (k, v)),
             strict=True,
@@ -207,7 +207,7 @@ class _DropoutAttention(torch.autograd.Function):
         to_q, to_k, to_v = (torch.empty_like(x) for x in (q, k, v))
         for weights, keep, q_, g_, to_q_, k_, v_, to_k_, to_v_ in zip(
             saved,
-            kept.split(ctx.sizes),
+            torch.split(kept, ctx.sizes),
             *(blocks.split(x, first_only=first) for x in (q, g, to_q)),
             *map(blocks.split, (k, v, to_k, to_v)),
             strict=True,

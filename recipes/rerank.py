@@ -7,7 +7,7 @@
 Rows may be
 
     (query, documents, labels)                       lists of documents, with a grade for each
-    (query, document, label)                         brought together by query, or kept as pairs for pointwise losses
+    (query, document, label)                         kept as pairs, or brought together by query for losses over lists
     (query, positive, negative, negative_2, ...)     as they are
     (query, positive)                                with --in_batch_negatives, with --mine, or with both
 
@@ -78,7 +78,11 @@ class Arguments(RankingArguments):
 
     loss: str | None = field(
         default=None,
-        metadata={"choices": LOSSES, "help": "Default: ListNetLoss for grades, and InfoNCELoss where there are none."},
+        metadata={
+            "choices": LOSSES,
+            "help": "Default: BinaryCrossEntropyLoss for graded pairs, ListNetLoss for graded lists, InfoNCELoss where "
+            "there are no grades.",
+        },
     )
     in_batch_negatives: int = field(
         default=0, metadata={"help": "How many documents of other rows a query gets as negatives."}
@@ -127,6 +131,16 @@ class Arguments(RankingArguments):
         """What drops a candidate, as arguments of `mine_hard_negatives`."""
         names = ("range_min", "range_max", "relative_margin", "max_score")
         return {name: getattr(self, f"mine_{name}") for name in names}
+
+
+def default_loss(options: Arguments, rows: Dataset) -> str | None:
+    """The loss for pairs with grades that are trained on as they are; None where it follows from the lists made."""
+    columns = options.columns_in(rows, training=True)
+    made = options.mine or options.in_batch_negatives or options.documents_per_query is not None
+    if made or columns.shape != "pair" or columns.label is None:
+        return None
+    found = survey(rows, columns)
+    return "BinaryCrossEntropyLoss" if found.whole and found.minimum >= 0 else None
 
 
 def training_rows(options: Arguments, rows: Dataset, args: TrainingArguments) -> Dataset:
@@ -232,7 +246,8 @@ def main() -> None:
     held_out = {name: candidates_of(options, name, splits[name], args.seed) for name in names}
     evaluated = {name: queries.lists for name, queries in held_out.items()}
 
-    # 3. Choose the shape of the training rows, and mine negatives if asked to.
+    # 3. Choose the loss and the shape of the training rows, and mine negatives if asked to.
+    options.loss = options.loss or default_loss(options, splits["train"])
     rows = training_rows(options, splits["train"], args)
     set_batch_size(args, lists=LABELS in rows.column_names)
 

@@ -1,7 +1,7 @@
 """How well models train: here and in sentence-transformers 6.2, and what each option of training and scoring adds.
 
     python recipes/benchmarks/quality.py stsb sick trecqa --model <folder> --output quality_runs.jsonl
-    python recipes/benchmarks/quality.py stsb --ways cross_trainer swap --seeds 1 2 3 4 5
+    python recipes/benchmarks/quality.py stsb --ways cross_trainer "bias 0" --seeds 1 2 3 4 5
 
 Each data set is a folder with `train.csv` and `validation.csv`, named as in `TASKS`, which says what is trained. A part
 of the training data is cut off as a test split, which chooses nothing. A run trains one model in one way (`WAYS`) with
@@ -110,22 +110,21 @@ TASKS = {
     "trecqa": Task(("query", "answer"), "label", "MAP", "BinaryCrossEntropyLoss", 2),
 }
 
-LISTS = {"per_device_train_batch_size": 2, "num_train_epochs": 4}
+LISTS = {"documents": 32, "arguments": {"per_device_train_batch_size": 2, "num_train_epochs": 4}}
+ZERO = {"prior_bias": False}
 WAYS: dict[str, dict[str, Any]] = {
     THEIRS: {},
     OURS: {},
-    "swap": {"collator": {"swap": True}},
-    "layer_decay": {"trainer": {"layer_decay": 0.9}, "arguments": {"learning_rate": 1e-4}},
-    "learning_rate": {"arguments": {"learning_rate": 1e-4}},
-    "prior": {"trainer": {"prior_bias": True}},
-    "ListNetLoss": {"documents": 32, "arguments": LISTS, "loss": losses.ListNetLoss()},
-    "ListNetLoss(pointwise=1.0)": {"documents": 32, "arguments": LISTS, "loss": losses.ListNetLoss(pointwise=1.0)},
-    "ListNetLoss(pointwise=1.0)+prior": {
-        "documents": 32,
-        "arguments": LISTS,
-        "loss": losses.ListNetLoss(pointwise=1.0),
-        "trainer": {"prior_bias": True},
+    "bias 0": {"trainer": ZERO},
+    "bias 0, swap": {"trainer": ZERO, "collator": {"swap": True}},
+    "bias 0, rate 1e-4": {"trainer": ZERO, "arguments": {"learning_rate": 1e-4}},
+    "bias 0, rate 1e-4, layer decay 0.9": {
+        "trainer": {**ZERO, "layer_decay": 0.9},
+        "arguments": {"learning_rate": 1e-4},
     },
+    "ListNet": {**LISTS, "loss": losses.ListNetLoss()},
+    "ListNet and pointwise": {**LISTS, "loss": losses.ListNetLoss(pointwise=1.0)},
+    "bias 0, ListNet and pointwise": {**LISTS, "trainer": ZERO, "loss": losses.ListNetLoss(pointwise=1.0)},
 }
 """Ways to train by name, and what each changes here: arguments, those of the collator and of the trainer, the loss, and
 how many documents of a query make a list to train on."""
@@ -282,7 +281,7 @@ def train_ours(
         data_collator=PairCollator(AutoTokenizer.from_pretrained(model), **way.get("collator", {})),
         compute_loss_func=way.get("loss") or getattr(losses, task.loss)(),
         callbacks=[watcher],
-        **{"prior_bias": False, **way.get("trainer", {})},
+        **way.get("trainer", {}),
     )
     trainer.train()
 

@@ -33,15 +33,17 @@ from cross_trainer.data.splits import load_split
 RECIPE = Path(__file__).parents[1] / "rerank.py"
 DEFAULTS = "the defaults"
 METRICS = ("map", "mrr@10", "ndcg@10")
+LISTS = "--loss ListNetLoss"  # 2 lists of up to 32 documents a batch
 CHANGES = (
     DEFAULTS,
-    "--loss BinaryCrossEntropyLoss --documents_per_query 32",  # pointwise losses take all documents otherwise
+    LISTS,
+    "--loss BinaryCrossEntropyLoss --documents_per_query 32 --prior_bias false",
     "--loss LambdaLoss",
     "--loss RankNetLoss",
     "--loss InfoNCELoss",
-    *(f"--per_device_train_batch_size {lists}" for lists in (1, 4, 8)),
-    *(f"--documents_per_query {documents}" for documents in (16, 64)),
-    *(f"--num_train_epochs {epochs}" for epochs in (2, 3, 6)),
+    *(f"{LISTS} --per_device_train_batch_size {lists}" for lists in (1, 4, 8)),
+    *(f"{LISTS} --documents_per_query {documents}" for documents in (16, 64)),
+    *(f"{LISTS} --num_train_epochs {epochs}" for epochs in (2, 3, 6)),
 )
 JUDGED = 4  # sentences that a query of `related_lists` was compared with, at least
 

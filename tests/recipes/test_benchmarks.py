@@ -386,8 +386,8 @@ def test_both_libraries_are_trained_and_compared(tasks, monkeypatch, capsys):
     call(monkeypatch, "quality", *folders, *ways, *argv, 1, 2)  # what is there isn't done again
     assert len(quality.read_runs(tasks / "quality.jsonl")) == 12
     assert capsys.readouterr().out.count(f"| {quality.OURS} |") == 3 * 3 + 2
-    call(monkeypatch, "quality", tasks / "trecqa", "--ways", "ListNetLoss", *argv, 1)
-    assert quality.read_runs(tasks / "quality.jsonl")[-1]["way"] == "ListNetLoss"
+    call(monkeypatch, "quality", tasks / "trecqa", "--ways", "ListNet and pointwise", *argv, 1)
+    assert quality.read_runs(tasks / "quality.jsonl")[-1]["way"] == "ListNet and pointwise"
 
 
 def test_differences_are_taken_seed_by_seed():

@@ -300,8 +300,9 @@ def figures(printed, system):
     [
         (LISTS, [], "ListNetLoss", 2),
         (LISTS, ["--loss", "ListNetLoss", "--per_device_train_batch_size", "3"], "ListNetLoss", 3),
-        (PAIRS, [], "ListNetLoss", 2),
-        (PAIRS, ["--loss", "BinaryCrossEntropyLoss"], "BinaryCrossEntropyLoss", 16),
+        (PAIRS, [], "BinaryCrossEntropyLoss", 16),
+        (PAIRS, ["--loss", "ListNetLoss"], "ListNetLoss", 2),
+        (PAIRS, ["--documents_per_query", "3"], "ListNetLoss", 2),
         (TUPLES, [], "InfoNCELoss", 16),
         (POSITIVES, ["--in_batch_negatives", "3"], "InfoNCELoss", 16),
         (MARGINS, [], "MarginMSELoss", 16),

@@ -140,6 +140,7 @@ class Plan:
         padding_free=True,
         obstacle=None,
         max_tokens=None,
+        prior=[-1.1, -1.1, -1.1],
     )
 
     Attributes:

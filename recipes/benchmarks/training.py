@@ -320,10 +320,11 @@ def report(options: argparse.Namespace, rows: Dataset, results: dict[str, list[t
         loss = rounds[-1][0].losses[-1]
         speeds = f"{step * 1e3:>9.0f}{options.batch_size / step:>9.0f}{tokens / step:>10.0f}"
         print(f"{name:<32}{speeds}{share:>9.0%}{memory:>7.0f}{loss:>11.5f}{step / ours:>10.2f}x")
-    if not options.dropout and "Trainer" in results:
-        pairs = zip(results[OURS][0][0].losses, results["Trainer"][0][0].losses, strict=True)
-        largest = max(abs(a - b) for a, b in pairs)
-        print(f"\nlargest difference of a step's loss from that of the padded run: {largest:.1e}")
+    for name in ("sentence-transformers", "Trainer") if not options.dropout else ():
+        if name in results:
+            pairs = zip(results[OURS][0][0].losses, results[name][0][0].losses, strict=True)
+            largest = max(abs(a - b) for a, b in pairs)
+            print(f"\nlargest difference of a step's loss from {name}'s: {largest:.1e}")
     return found
 
 

@@ -90,7 +90,8 @@ class PaddingFree:
         self._last_layer: FirstTokenLayer | None = None
         classifier = _classifier(model)
         if classifier is not base and reads_first_token(classifier):
-            self._last_layer = FirstTokenLayer(classifier)
+            own_hooks = {base: 2, base.encoder: int(getattr(base, "pooler", None) is not None)}
+            self._last_layer = FirstTokenLayer(classifier, own_hooks)
             for module in {model, classifier}:  # adapters call the classifier's forward pass, past its hooks
                 self._handles.append(module.register_forward_pre_hook(_say_who_calls, with_kwargs=True))
 
@@ -159,7 +160,8 @@ class PaddingFree:
         if self.least_padding is not None or device.type != "cuda":
             return LEAST_PADDING if self.least_padding is None else self.least_padding
         autocast = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if autocast else module.dtype
+        embedding: Any = module.get_input_embeddings()  # replicas of `nn.DataParallel` have no list of parameters
+        dtype = torch.get_autocast_dtype(device.type) if autocast else embedding.weight.dtype
         return 0.0 if dtype in (torch.float16, torch.bfloat16) else LEAST_PADDING
 
 
@@ -190,7 +192,8 @@ def enable_padding_free(model: nn.Module, kernel: Kernel | None = None) -> Paddi
 
     Where a classifier's head reads only first tokens (`FIRST_TOKEN_FAMILIES`), its last layer computes only these, and
     dropout there draws fewer numbers. Who asks for hidden states, calls the transformer itself or has put hooks on it,
-    on its encoder or on the head gets all tokens; a hook on the last layer sees [1, rows, H].
+    on its encoder or on the head gets all tokens; a hook on the last layer sees [1, rows, H], one on its attention
+    nothing.
 
     Works with gradient checkpointing, autocast, PEFT adapters, DDP and FSDP: enable it before wrapping. For
     `torch.compile` pass `unpad_idx=unpad_indices(attention_mask)` with the inputs; without it the compiled model pads.

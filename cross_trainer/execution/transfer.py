@@ -47,7 +47,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 def on_cpu(tensor: Tensor) -> Tensor:
     """A tensor's values on the CPU: at once where `send` moved it, else read back, which waits for the device."""
     source, *counts = getattr(tensor, _SOURCE, (None,))
-    if source is not None and counts == [changes(source), changes(tensor)]:
+    if source is not None and counts == [id(tensor), changes(source), changes(tensor)]:
         known: Tensor = source
         return known
     return tensor.cpu()
@@ -59,6 +59,6 @@ def read_once(tensor: Tensor) -> Tensor:
 
 
 def _remember(moved: Tensor, source: Tensor) -> Tensor:
-    """A tensor that knows what it is a copy of, as long as neither is written to."""
-    setattr(moved, _SOURCE, (source, changes(source), changes(moved)))
+    """A tensor that knows what it is a copy of, as long as neither is written to; copies of it don't."""
+    setattr(moved, _SOURCE, (source, id(moved), changes(source), changes(moved)))
     return moved

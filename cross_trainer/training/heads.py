@@ -51,6 +51,8 @@ def prior_logits(labels: Survey, loss: Any, config: Any) -> list[float] | None:
     factors = weights if isinstance(weights, tuple) else (1.0 if weights is None else weights,) * len(positives)
     if len(factors) == 1:
         factors *= len(positives)
+    if len(factors) != len(positives):
+        return None  # the loss says more
     count = labels.rows if labels.kind == "multi" else labels.numbers
     return [
         math.log((positive * factor + 0.5) / (count - positive + 0.5))
@@ -77,6 +79,8 @@ def _class_logits(labels: Survey, loss: CrossEntropyLoss, config: Any) -> list[f
             return None  # the checks of labels say more
         counts[place] += count
     weights = loss.class_weights or (1.0,) * len(counts)
+    if len(weights) != len(counts):
+        return None  # the loss says more
     mass = [count * weight + 0.5 for count, weight in zip(counts, weights, strict=True)]
     return [math.log(each / sum(mass)) for each in mass]
 

@@ -1014,7 +1014,8 @@ def _mapping(value: Any) -> Mapping[str, Rows]:
 def _read(*numbers: Any) -> list[float]:
     """Scalars as numbers; those that are plain tensors of a device with one wait for it."""
     tensors = [number.detach() for number in numbers if type(number) is torch.Tensor]
-    known = iter(torch.stack([tensor.to(tensors[0]) for tensor in tensors]).tolist() if tensors else ())
+    same = [tensor.to(tensors[0].device, torch.float32) for tensor in tensors]
+    known = iter(torch.stack(same).tolist() if same else ())
     return [next(known) if type(number) is torch.Tensor else float(number) for number in numbers]
 
 

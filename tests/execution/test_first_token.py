@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from cross_trainer.execution import first_token
@@ -16,6 +16,7 @@ from cross_trainer.execution.attention import Layout, flat_attention
 from cross_trainer.execution.first_token import FIRST_TOKEN_FAMILIES
 from cross_trainer.execution.padding_free import enable_padding_free, unpad_indices
 from cross_trainer.execution.token_budget import budgeted_step
+from cross_trainer.execution.view import skip_unread_tokens
 from cross_trainer.training.losses import BinaryCrossEntropyLoss
 
 LENGTHS = (9, 3, 14, 9, 5, 1)
@@ -203,3 +204,56 @@ def test_copies_have_their_own_layer_and_removal_restores_it(
     other.bert.padding_free_handle.remove()
     assert torch.equal(other(**batch).logits, expected)
     assert first_token.__name__.encode() not in pickle.dumps(other)
+
+
+class MeanHead(nn.Module):
+    """Reads all tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(32, 1)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.out(states.mean(1))
+
+
+@pytest.mark.parametrize(("family", "place"), [("roberta", "classifier"), ("bert", "bert.pooler")])
+def test_heads_of_others_get_all_tokens(family: str, place: str) -> None:
+    model, batch = build(family), make_batch()
+    model.set_submodule(place, MeanHead())
+    if family == "bert":
+        model.classifier = nn.Identity()
+    with enable_padding_free(model):
+        assert tokens_of_last_layer(model, lambda: model(**batch)) == sum(LENGTHS)
+    assert not skip_unread_tokens(model.eval())
+
+
+def test_hooks_that_were_there_before_get_all_tokens() -> None:
+    for place in ("bert", "bert.encoder", "bert.pooler"):
+        model, batch = build(), make_batch()
+        model.get_submodule(place).register_forward_hook(lambda *_: None)
+        with enable_padding_free(model):
+            assert tokens_of_last_layer(model, lambda model=model, batch=batch: model(**batch)) == sum(LENGTHS)
+
+
+def replicate(module: nn.Module) -> nn.Module:
+    """As `nn.DataParallel` does for another device, with weights of its own."""
+    replica = module._replicate_for_data_parallel()
+    for name, child in module.named_children():
+        setattr(replica, name, replicate(child))
+    for name, weight in module._parameters.items():
+        setattr(replica, name, None if weight is None else weight.detach() * 1.5)
+    return replica
+
+
+def test_replicas_compute_with_their_own_weights() -> None:
+    model, batch = build().eval(), make_batch()
+    with enable_padding_free(model) as handle:
+        replica = replicate(model)
+        found, whole = replica(**batch).logits, replica(**batch, output_hidden_states=True).logits
+        assert handle._least_padding(replica.bert, torch.device("cuda")) > 0
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.5)
+    for logits in (found, whole):
+        torch.testing.assert_close(logits, model(**batch).logits, rtol=1e-4, atol=1e-4)

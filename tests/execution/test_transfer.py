@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from cross_trainer import BinaryCrossEntropyLoss, CrossEncoder, CrossEncoderTrai
 from cross_trainer.execution import padding_free
 from cross_trainer.execution.padding_free import DECODERS, enable_padding_free, unpad_indices
 from cross_trainer.execution.token_budget import budgeted_step
-from cross_trainer.execution.transfer import on_cpu, read_once, send, to_device
+from cross_trainer.execution.transfer import _remember, on_cpu, read_once, send, to_device
 
 LISTS = torch.tensor([[1.0, 0.0, -100.0], [0.0, 1.0, 1.0], [0.0, -100.0, -100.0]])
 
@@ -30,6 +31,12 @@ def flat(monkeypatch) -> None:
 
 
 # --- what is remembered -----------------------------------------------------------------------------------------------
+
+
+def test_a_copy_of_a_changed_tensor_knows_nothing_of_its_source() -> None:
+    moved = _remember(torch.tensor([3, 1, 2]), torch.tensor([3, 1, 2]))
+    moved.add_(1)
+    assert on_cpu(copy.deepcopy(moved)).tolist() == [4, 2, 3]
 
 
 def test_a_tensor_knows_what_it_is_a_copy_of() -> None:

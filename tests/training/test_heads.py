@@ -13,7 +13,9 @@ from training.test_trainer import arguments
 from transformers import AutoModelForSequenceClassification, DistilBertConfig, Qwen3Config, RobertaConfig
 
 from cross_trainer import CrossEncoderTrainer, PairCollator, make_plan
+from cross_trainer.data.survey import Survey
 from cross_trainer.errors import DataError
+from cross_trainer.training.heads import prior_logits
 from cross_trainer.training.losses import (
     BinaryCrossEntropyLoss,
     CrossEntropyLoss,
@@ -167,3 +169,11 @@ def test_grades_beyond_probabilities_are_refused_for_a_pointwise_part(folder):
     with pytest.raises(DataError, match=r"Column 'labels', row 0: label 2 is outside \[0, 1\]"):
         make_plan(folder, lists([2, 0]), compute_loss_func=ListNetLoss(pointwise=1.0))
     make_plan(folder, lists([2, 0]), compute_loss_func=ListNetLoss())
+
+
+def test_weights_of_another_number_are_left_to_the_loss() -> None:
+    labels = Survey(rows=4, kind="class", numbers=4, total=3.0, counts={0: 2, 1: 1, 2: 1})
+    assert prior_logits(labels, CrossEntropyLoss(class_weights=(1.0, 2.0)), DistilBertConfig(num_labels=3)) is None
+    labels = Survey(rows=4, kind="multi", numbers=8, total=3.0, width=2, counts={0: 2, 1: 1})
+    loss = BinaryCrossEntropyLoss(pos_weight=(1.0, 2.0, 3.0))
+    assert prior_logits(labels, loss, DistilBertConfig(num_labels=2)) is None

@@ -20,8 +20,8 @@ from cross_trainer.internals import changes
 _SOURCE = "cross_trainer_source"
 
 
-def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """A batch with its tensors on a device; other values stay as they are.
+def to_device(batch: Any, device: torch.device) -> Any:
+    """A batch with its tensors on a device; other values stay as they are, and a mapping of its own class that class.
 
         >>> batch = to_device({"labels": torch.tensor([1, 0]), "dataset": "stsb"}, torch.device("cpu"))
         >>> batch["dataset"], on_cpu(batch["labels"])
@@ -31,7 +31,8 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
         batch: Tensors of any shape, on the CPU or already there.
         device: Where to.
     """
-    return {name: send(value, device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    moved = {name: send(value, device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    return moved if type(batch) is dict else type(batch)(moved)
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

@@ -100,8 +100,8 @@ def set_new_bias(model: Any, new: Collection[str], logits: Sequence[float] | Non
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and f"{name}.weight" in new and module.out_features == len(logits)
     ]
-    if not biases or biases[-1] is None:
-        logger.info("The new head has no bias that could start at %s.", [round(each, 2) for each in logits])
+    if not biases or biases[-1] is None or len(biases[-1]) != len(logits):  # in parts, under ZeRO-3
+        logger.info("The new head has no bias here that could start at %s.", [round(each, 2) for each in logits])
         return
     with torch.no_grad():
         biases[-1].copy_(torch.tensor(logits))

@@ -276,6 +276,10 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         self.model_accepts_loss_kwargs = False
         self._follow_plan(self.model)
         check_budget(self.accelerator, self._budget)
+        if layer_decay is not None and self.is_deepspeed_enabled:
+            raise ConfigurationError(
+                f"layer_decay={layer_decay} with DeepSpeed, which may make an optimiser of its own. Leave it out."
+            )
 
     # -- the plan ------------------------------------------------------------------------------------------------------
 
@@ -553,8 +557,10 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         if self.is_world_process_zero():
             with never_fatal(self._output_dir):
                 self._record.data_of(self)  # here, so that no save has to read rows
-        # A loss that isn't finite ends the training: no need to wait for each one to leave it out of the log.
-        keep_log_clean = self.args.logging_nan_inf_filter and not self._stop_on_nan
+        # A loss that isn't finite ends the training: no need to wait for a device with each one to leave it out of the
+        # log.
+        waits = self.args.device.type != "cpu"
+        keep_log_clean = self.args.logging_nan_inf_filter and not (waits and self._stop_on_nan)
         try:
             with replaced(self.args, logging_nan_inf_filter=keep_log_clean):
                 return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
@@ -612,7 +618,8 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
 
     def moved(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """A batch on the device."""
-        return to_device(inputs, self.args.device)
+        moved: dict[str, Any] = to_device(inputs, self.args.device)
+        return moved
 
     def _with_negatives(self, batches: list[list[Item]]) -> list[dict[str, torch.Tensor]]:
         """Collate the items of an update, in the order in which one process takes them in one batch."""

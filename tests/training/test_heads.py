@@ -160,7 +160,7 @@ def test_heads_of_other_families(tmp_path, caplog, family):
     last = head(trainer.model)
     if family == "qwen3":
         assert last.bias is None
-        assert "The new head has no bias that could start at [-1.09]." in caplog.messages
+        assert "The new head has no bias here that could start at [-1.09]." in caplog.messages
     else:
         assert last.bias.tolist() == pytest.approx([-1.0986], abs=0.02)
 

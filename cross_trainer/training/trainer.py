@@ -276,10 +276,6 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         self.model_accepts_loss_kwargs = False
         self._follow_plan(self.model)
         check_budget(self.accelerator, self._budget)
-        if layer_decay is not None and self.is_deepspeed_enabled:
-            raise ConfigurationError(
-                f"layer_decay={layer_decay} with DeepSpeed, which may make an optimiser of its own. Leave it out."
-            )
 
     # -- the plan ------------------------------------------------------------------------------------------------------
 
@@ -586,6 +582,10 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         if self.model_wrapped is self.model:
             self.model = self.model_wrapped = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             mark_unprepared(self.model)
+        if self._layer_decay is not None and self.is_deepspeed_enabled:
+            raise ConfigurationError(
+                f"layer_decay={self._layer_decay} with DeepSpeed, which may make an optimiser of its own. Leave it out."
+            )
         choose_layers(self.accelerator, self.model)
         if self._runs_padding_free and self._handle is None:
             self._handle = enable_padding_free(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))

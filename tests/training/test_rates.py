@@ -158,3 +158,10 @@ def test_an_optimiser_of_ones_own_is_refused(tmp_path):
     model = build_model()
     with pytest.raises(ConfigurationError, match=r"layer_decay=0\.9 is for the optimiser that the trainer makes"):
         trainer_of(tmp_path, model, layer_decay=0.9, optimizers=(torch.optim.SGD(model.parameters()), None))
+
+
+def test_deepspeed_is_refused(tmp_path):
+    trainer = trainer_of(tmp_path, layer_decay=0.9)
+    trainer.is_deepspeed_enabled = True
+    with pytest.raises(ConfigurationError, match=r"layer_decay=0\.9 with DeepSpeed"):
+        trainer.before_wrapping()

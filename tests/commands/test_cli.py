@@ -249,6 +249,8 @@ def test_arguments_of_training_have_dashes_or_underscores():
         "lora_alpha": ["9"],
         "lora_dropout": ["0.1"],
         "lora_target_modules": ["query"],
+        "layer_decay": ["0.9"],
+        "prior_bias": ["false"],
     }
     assert {entry.name for entry in dataclasses.fields(TrainArguments) if "_" in entry.name} == set(values)
     for name, words in values.items():

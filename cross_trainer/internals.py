@@ -6,7 +6,6 @@ A release of theirs may change any of them without notice: when one does, this f
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -106,33 +105,6 @@ def multiply_int8(left: Tensor, right: Tensor) -> Tensor:
     import torch
 
     return torch._int_mm(left, right)
-
-
-@functools.cache
-def _one_pass_types() -> frozenset[Any]:
-    """The precisions in which oneDNN has an operator of its own on this processor."""
-    import torch
-
-    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if not available or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return frozenset()
-    half = [torch.bfloat16] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else []
-    return frozenset({torch.float32, *half})
-
-
-def linear_at_once_takes(weight: Tensor) -> bool:
-    """Whether `linear_at_once` multiplies by this weight."""
-    return weight.is_cpu and weight.dtype in _one_pass_types()
-
-
-def linear_at_once(states: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    """A linear layer, and a GELU on its results, by oneDNN's own operator; the public one adds the bias in a copy of
-    its own and can't take an activation along.
-    """
-    import torch
-
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, bias, "gelu" if gelu else "none", [], "none")
-    return result
 
 
 def tensor_state(tensor: Tensor) -> tuple[int, int]:

@@ -1,6 +1,6 @@
-"""Linear layers as scoring computes them on CPUs: bias and GELU within the matrix product, or 8-bit integers.
+"""Linear layers of 8-bit integers, in which scoring on CPUs computes where it is asked to.
 
-Both are made in a scoring view and need `torch.inference_mode` or `torch.no_grad`: they have no gradients.
+They are made in a scoring view and need `torch.inference_mode` or `torch.no_grad`: they have no gradients.
 """
 
 from __future__ import annotations
@@ -10,60 +10,11 @@ import functools
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.activations import GELUActivation
 
 from cross_trainer.errors import UnsupportedModelError
 from cross_trainer.execution.view import classifier_of, poolers
-from cross_trainer.internals import has_hooks, linear_at_once, linear_at_once_takes, multiply_int8
-
-FOLLOWED_BY = {"dense": "intermediate_act_fn", "lin1": "activation", "ffn": "activation"}
-"""Names of the layers that an activation follows directly, and the activation's name in the same module."""
-
-
-def fuse_linears(model: Any) -> None:
-    """Let a scoring view's linear layers add the bias, and the GELU that follows, while the product is in the cache.
-
-    Weights stay shared. Scores are the same to float precision.
-
-    Args:
-        model: A scoring view, changed in place where it is on the CPU.
-    """
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child) is not nn.Linear or "forward" in vars(child) or not _is_plain(child.weight):
-                continue
-            follower = FOLLOWED_BY.get(name, "")
-            gelu = _is_transformers(module) and _is_gelu(getattr(module, follower, None)) and not has_hooks(child)
-            if gelu:
-                setattr(module, follower, nn.Identity())
-            child.forward = functools.partial(_at_once, child, gelu)  # type: ignore[method-assign]
-
-
-def _is_plain(weight: Tensor) -> bool:
-    """Whether a weight is a matrix in this processor's memory, and no compressed or distributed one."""
-    return type(weight) is nn.Parameter and weight.is_cpu
-
-
-def _is_transformers(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("transformers.models.")
-
-
-def _is_gelu(activation: Any) -> bool:
-    """Whether an activation is the exact GELU, by the error function, and nothing else."""
-    exact = type(activation) is GELUActivation and activation.act is F.gelu
-    exact = exact or (type(activation) is nn.GELU and activation.approximate == "none")
-    return exact and not has_hooks(activation) and "forward" not in vars(activation)
-
-
-def _at_once(part: nn.Linear, gelu: bool, states: Tensor) -> Tensor:
-    """A linear layer, and the GELU behind it, in one pass where torch can."""
-    weight = part.weight
-    if states.dtype is weight.dtype and linear_at_once_takes(weight) and not torch.is_autocast_enabled("cpu"):
-        return linear_at_once(states, weight, part.bias, gelu)
-    product = F.linear(states, weight, part.bias)
-    return F.gelu(product) if gelu else product
+from cross_trainer.internals import multiply_int8
 
 
 def quantize_linears(model: Any) -> Any:

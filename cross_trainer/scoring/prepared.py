@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 
 from cross_trainer.errors import ConfigurationError, UnsupportedModelError
-from cross_trainer.execution.linears import fuse_linears, quantize_linears
+from cross_trainer.execution.linears import quantize_linears
 from cross_trainer.execution.padding_free import LEAST_PADDING, enable_padding_free
 from cross_trainer.execution.view import compute_head_in_float32, scoring_view, skip_unread_tokens, structure
 from cross_trainer.internals import tensor_state
@@ -97,8 +97,6 @@ class PreparedModel:
             except UnsupportedModelError as reason:
                 logger.info("Padding-free execution is off: %s", reason)
         compute_head_in_float32(view)
-        if not self.compile:  # compiled layers are fused by the compiler
-            fuse_linears(view)
         if skip_unread_tokens(view) and handle is not None:
             handle.least_padding = LEAST_PADDING  # padded batches are the ones that it saves most of a layer for
         made: Callable[..., Any] = torch.compile(view, dynamic=True) if self.compile else view

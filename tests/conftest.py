@@ -99,3 +99,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture
 def model() -> BertForSequenceClassification:
     return build_model()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A pretrained model without a head, and its tokenizer."""
+    path = tmp_path_factory.mktemp("pretrained")
+    build_model().bert.save_pretrained(path)
+    build_tokenizer().save_pretrained(path)
+    return str(path)

@@ -26,15 +26,6 @@ from cross_trainer.training.losses import (
 SMALL = {"vocab_size": 200, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "pad_token_id": 0}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A pretrained model without a head, and its tokenizer."""
-    folder = tmp_path_factory.mktemp("pretrained")
-    build_model().bert.save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
-    return str(folder)
-
-
 def rows(labels) -> Dataset:
     return Dataset.from_dict({"a": ["one two"] * len(labels), "b": ["three"] * len(labels), "label": labels})
 

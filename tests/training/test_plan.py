@@ -31,15 +31,6 @@ from cross_trainer.training.plan import load_planned
 BINARY = pairs(labels=[index % 2 for index in range(21)])
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A pretrained model without a head, and its tokenizer."""
-    folder = tmp_path_factory.mktemp("pretrained")
-    build_model().bert.save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
-    return str(folder)
-
-
 def test_a_plan_is_that_of_the_trainer(tmp_path, folder):
     for dataset in (BINARY, pairs(), lists(), pairs(labels=["no", "yes", "maybe"] * 7)):
         plan = make_plan(folder, dataset, dataset)

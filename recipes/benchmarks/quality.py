@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from rerank_defaults import Run, read_runs
 from scipy import stats
 from transformers import (
     AutoConfig,
@@ -52,7 +53,6 @@ from cross_trainer.training import losses
 THEIRS, OURS = "sentence-transformers", "cross_trainer"
 TEST = {"stsb": 0.15, "sick": 0.15, "trecqa": 0.25}  # the share of first texts whose rows are cut off the training data
 
-Run = dict[str, Any]
 Scores = np.ndarray
 
 
@@ -309,11 +309,6 @@ def choices(found: Run) -> Iterator[tuple[str, float, float]]:
         yield name, model["validation"], model["test"]
         if name != "chosen" and "test, both" in model:
             yield f"{name} + both", model["validation, both"], model["test, both"]
-
-
-def read_runs(path: Path) -> list[Run]:
-    """The runs kept in a file, none if there is no such file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def complete(options: argparse.Namespace) -> None:

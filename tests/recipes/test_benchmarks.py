@@ -53,6 +53,12 @@ def load(name):
     return module
 
 
+@pytest.fixture(autouse=True)
+def neighbours(monkeypatch):
+    """What a benchmark imports from beside it, whose folder has names that the tests have, too."""
+    monkeypatch.setitem(sys.modules, "rerank_defaults", load("rerank_defaults"))
+
+
 def call(monkeypatch, name, *argv):
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, argv)])
     load(name).main()

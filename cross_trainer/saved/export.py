@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -52,6 +53,12 @@ LARGEST_FILE = 2_000_000_000
 
 PRECISION_HINT = ["runtime_options", "INFERENCE_PRECISION_HINT"]
 """Where an OpenVINO graph says in which precision it was made to run."""
+
+GROUP_SIZE = ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"]
+"""Where an OpenVINO graph says how many neighbours among the inputs of a layer are rounded to 8 bits with one scale."""
+
+LARGEST_GROUP = 128
+"""MiniLM scores 1.2 times as many pairs as with OpenVINO's own 32. Larger groups gain little and round coarsely."""
 
 
 def exported_file(to: str, precision: str = "fp32") -> str:
@@ -106,7 +113,7 @@ def write_graph(model: nn.Module, batch: Mapping[str, Tensor], path: Path, to: T
             with _without_advice():
                 _record(model, batch, recorded)
                 if to == "openvino":
-                    _convert(recorded, path, precision)
+                    _convert(recorded, path, precision, _group_size(model))
                 elif precision == "int8":
                     _quantize(recorded, path)
         except Exception as error:  # of torch, onnxruntime, OpenVINO or nncf, which share no other parent
@@ -197,7 +204,13 @@ def _quantize(source: Path, path: Path) -> None:
     )
 
 
-def _convert(source: Path, path: Path, precision: Precision) -> None:
+def _group_size(model: nn.Module) -> int:
+    """The largest power of two, up to `LARGEST_GROUP`, that divides the width of every layer's input."""
+    widths = [module.in_features for module in model.modules() if isinstance(module, nn.Linear)]
+    return math.gcd(LARGEST_GROUP, *widths)
+
+
+def _convert(source: Path, path: Path, precision: Precision, group_size: int) -> None:
     import openvino
 
     model = openvino.convert_model(source)
@@ -206,6 +219,8 @@ def _convert(source: Path, path: Path, precision: Precision) -> None:
 
         nncf.set_log_level(logging.ERROR)  # it prints a table otherwise
         model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+        if group_size > 32:  # which is OpenVINO's own
+            model.set_rt_info(str(group_size), GROUP_SIZE)
     if precision == "bf16":
         model.set_rt_info("bf16", PRECISION_HINT)
     openvino.save_model(model, path, compress_to_fp16=precision == "bf16")  # bfloat16 keeps less of a weight

@@ -11,9 +11,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import math
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,14 +167,29 @@ def _open_onnx(path: Path) -> Opened:
     return lambda batch: session.run(wanted, batch)[0], [entry.name for entry in session.get_inputs()]
 
 
+_CORE_LOCK = threading.Lock()
+
+
+@functools.cache
+def _openvino_core() -> Any:
+    """One for the process, and kept to its end.
+
+    Each core's CPU plugin gives the thread a stack for signal handlers, and takes it back with the core. Cores that go
+    in another order than the reverse of that in which they came leave the thread a stack that is no longer there, and
+    the next signal, such as Ctrl-C or the end of a dataloader's worker, writes to whatever memory is there then.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 def _open_openvino(path: Path) -> Opened:
     """An OpenVINO graph on the CPU, with as many threads as torch, in float32 unless it was made for another precision.
 
     By itself OpenVINO computes in bfloat16 wherever the processor has it.
     """
-    import openvino
-
-    core = openvino.Core()
+    with _CORE_LOCK:
+        core = _openvino_core()
     model = core.read_model(path)
     hint = model.get_rt_info(PRECISION_HINT).astype(str) if model.has_rt_info(PRECISION_HINT) else "f32"
     settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}

@@ -234,6 +234,27 @@ def test_a_round_waits_for_the_gpu_at_its_ends_alone(files, monkeypatch):
     assert waits == ["cpu"] * 4  # a warm-up and a round
 
 
+def test_all_that_a_gpu_is_measured_by_is_one_table(tmp_path, monkeypatch, capsys):
+    gpu = load("gpu")
+    tiny = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    monkeypatch.setattr(gpu, "SIZES", {"modernbert-base": (gpu.SIZES["modernbert-base"][0], tiny)})
+    monkeypatch.setattr(gpu.subprocess, "run", run_in_this_process)
+    argv = ["--device", "cpu", "--models", *gpu.SIZES, "--parts", "training", "scoring", "--output", tmp_path]
+    argv += ["--steps", 1, "--pairs", 8, "--rounds", 1, "--batch_size", 4, "--precision", "fp32"]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *map(str, argv)])
+    gpu.main()
+    found, written = json.loads((tmp_path / "gpu.json").read_text()), (tmp_path / "gpu.md").read_text()
+    assert written in capsys.readouterr().out
+    assert written.startswith("Measured by `python recipes/benchmarks/gpu.py --device cpu --models modernbert-base ")
+    for work in ("training", "scoring"):
+        assert [record["model"] for record in found[work]] == list(gpu.SIZES)
+        for record in found[work]:
+            for name, speed in record["pairs_per_second"].items():
+                assert f"| {record['model']} | {name} | {speed:.0f} |" in written
+    first = found["training"][0]
+    assert f"| {first['of_peak']['Trainer']:.0%} | {first['mebibytes']['Trainer']:.0f} |" in written
+
+
 def test_failed_tests_of_a_gpu_are_named(monkeypatch):
     gpu = load("gpu")
     printed = "...F\nFAILED tests/gpu/test_scoring.py::test_a[cuda] - assert\n=== 1 failed, 3 passed in 2.10s ==="

@@ -131,3 +131,23 @@ def test_an_export_leaves_logging_as_it_was(tmp_path, to, precision):
         assert [(handler, handler.level) for handler in root.handlers] == before
     finally:
         root.removeHandler(ours)
+
+
+@pytest.mark.parametrize(("widths", "size"), [((64, 256), 64), ((384, 1536), 128), ((16, 96), 16), ((33, 64), 1)])
+def test_the_group_of_inputs_divides_every_layers_width(widths, size):
+    assert export._group_size(nn.Sequential(*(nn.Linear(width, 2) for width in widths), nn.ReLU())) == size
+
+
+def test_8_bits_of_openvino_are_rounded_in_groups(tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("nncf")
+    openvino = pytest.importorskip("openvino")
+    config = transformers.BertConfig(**{**SMALL, "hidden_size": 64, "intermediate_size": 128})
+    torch.manual_seed(1)
+    model = transformers.BertForSequenceClassification(config).eval()
+    path = tmp_path / "graph.xml"
+    write_graph(model, make_batch(2, 5), path, "openvino", "int8")
+    core = openvino.Core()
+    assert core.read_model(path).get_rt_info(export.GROUP_SIZE).astype(str) == "64"
+    assert core.compile_model(path, "CPU").get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == 64
+    assert largest_difference(model, ExportedModel(path, "openvino"), make_batch(4, 20)) < 0.5

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -105,6 +107,19 @@ def test_a_copy_opens_the_file_again(folder, reports):
     expected = exported.predict(PAIRS[:3])
     for again in (copy.deepcopy(exported), pickle.loads(pickle.dumps(exported))):
         np.testing.assert_array_equal(again.predict(PAIRS[:3]), expected)
+
+
+def test_signals_are_handled_after_openvino_models_are_gone(folder, reports):
+    first, second = (CrossEncoder(folder, backend="openvino") for _ in range(2))
+    first.predict(PAIRS[:1]), second.predict(PAIRS[:1])
+    del first
+    del second
+    child = os.fork()
+    if not child:  # with the signal stack of this thread
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        signal.raise_signal(signal.SIGUSR1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_the_precision_of_an_openvino_file_is_the_one_it_was_made_for(folder, reports):

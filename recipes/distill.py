@@ -84,9 +84,12 @@ class Arguments(RankingArguments):
     temperature: float = field(
         default=1.0, metadata={"help": "For KLDivergenceLoss: divides both models' scores before the softmax."}
     )
+    prior_bias: bool = field(default=False, metadata={"help": "Refused: the student's head starts with a bias of 0."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.prior_bias:
+            raise ConfigurationError("--prior_bias: the student is cut to its layers with a bias of 0. Leave it out.")
         if self.temperature != 1 and self.loss != "KLDivergenceLoss":
             raise ConfigurationError(
                 "--temperature is an option of KLDivergenceLoss, and other losses have none. Give --loss "

@@ -31,6 +31,7 @@ ROOMS = {
         "texts",
         "trec",
         "retrieval",
+        "similarity",
         "sources",
         "collections",
     ],

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -26,6 +25,7 @@ from cross_trainer.data.columns import (
     Rows,
     as_mapping,
     check_text,
+    is_finite,
     is_label,
     is_list,
     plain,
@@ -467,8 +467,8 @@ def _label(row: Fields, columns: Columns, place: str) -> Any:
     for entry in label if is_list(label) else (label,):
         if entry is None:
             raise DataError(f"Column {columns.label!r}{place}: no label in {short(dict(row))}. Filter such rows out.")
-        if not math.isfinite(entry):
-            raise DataError(f"Column {columns.label!r}{place}: label {entry} is not finite. Filter such rows out.")
+        if not is_finite(entry):
+            raise DataError(f"Column {columns.label!r}{place}: label {short(entry)} is not finite. Drop such rows.")
     if columns.grouped:  # a margin is a number, and only the difference of the two labels counts
         return list(label) if is_list(label) else [label, 0.0]
     return label

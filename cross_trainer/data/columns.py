@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -547,6 +548,15 @@ def select(dataset: Rows, columns: Columns) -> Rows:
     """A mapped `datasets.Dataset` with the columns that count; any other data set as it is."""
     is_table = hasattr(dataset, "select_columns") and not is_stream(dataset) and not is_transformed(dataset)
     return dataset.select_columns(columns.names) if is_table and columns.shape != "tokens" else dataset
+
+
+def is_finite(number: float) -> bool:
+    """Whether a number is one that a float can be. Python's whole numbers go further.
+
+    >>> is_finite(3), is_finite(float("nan")), is_finite(10**400)
+    (True, False, False)
+    """
+    return -sys.float_info.max <= number <= sys.float_info.max
 
 
 def plain(value: Any) -> Any:

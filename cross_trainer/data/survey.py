@@ -22,6 +22,7 @@ from cross_trainer.data.columns import (
     Rows,
     as_mapping,
     check_text,
+    is_finite,
     is_list,
     is_transformed,
     iterate,
@@ -342,9 +343,9 @@ def _check_numbers(label: Any, name: str, row: int, found: Survey) -> None:
                 f"Column {name!r}, row {row}: expected a label, found {short(entry)}. Filter such rows out, "
                 f"with dataset.filter(lambda row: row[{name!r}] is not None) for instance."
             )
-        if not math.isfinite(entry):
+        if not is_finite(entry):
             raise DataError(
-                f"Column {name!r}, row {row}: label {entry} is not finite. Filter such rows out or mend them."
+                f"Column {name!r}, row {row}: label {short(entry)} is not finite. Filter such rows out or mend them."
             )
         if entry == IGNORED_LABEL:
             raise DataError(

@@ -37,6 +37,8 @@ def reads_first_token(model: Any) -> bool:
     if type(model).__name__ != FIRST_TOKEN_FAMILIES.get(model.config.model_type):
         return False
     base: Any = model.base_model
+    if not base.encoder.layer:
+        return False
     pooler = getattr(base, "pooler", None)
     reader = model.classifier if pooler is None else pooler
     parts = (model, getattr(reader, "original_module", reader), base.encoder.layer[-1].attention.self)  # under PEFT

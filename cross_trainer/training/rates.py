@@ -97,7 +97,7 @@ def _layers(model: Any) -> tuple[str, int]:
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == count and ".experts" not in name
     ]
-    if len(stacks) != 1 or any("_flat_param" in name for name, _ in model.named_parameters()):
+    if not count or len(stacks) != 1 or any("_flat_param" in name for name, _ in model.named_parameters()):
         raise ConfigurationError(
             f"layer_decay: {type(model).__name__} has {len(stacks)} stacks of {count} layers with weights of their "
             "own, and learning rates fall along one whose weights aren't flattened. Leave layer_decay out."

@@ -36,6 +36,7 @@ import torch
 from datasets import Dataset
 from rerank_defaults import Run, read_runs
 from scipy import stats
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -47,6 +48,7 @@ from transformers.utils import logging as transformers_logging
 
 from cross_trainer import CrossEncoder, CrossEncoderTrainer, PairCollator, ranking_metrics
 from cross_trainer.data.grouping import DOCUMENTS, LABELS, group_by_query
+from cross_trainer.data.similarity import bi_encoder_pairs
 from cross_trainer.data.splits import load_splits
 from cross_trainer.training import losses
 
@@ -110,11 +112,33 @@ TASKS = {
     "trecqa": Task(("query", "answer"), "label", "MAP", "BinaryCrossEntropyLoss", 2),
 }
 
+
+class RDropTrainer(CrossEncoderTrainer):
+    """Each batch twice, with other dropout, and the divergence of its two outcomes beside the loss.
+
+    Paper: Liang et al. 2021, R-Drop, with a weight of 1.
+    """
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> Any:
+        """The mean loss of both passes, and half the sum of both divergences."""
+        labels = inputs.pop("labels")
+        twice = {name: torch.cat([part, part]) for name, part in inputs.items() if part.ndim == 2}
+        outputs = model(**twice)
+        logits = outputs.logits.float()
+        logs = nn.functional.logsigmoid(torch.stack([logits, -logits], -1)) if logits.shape[1] == 1 else logits
+        first, second = logs.flatten(1).log_softmax(-1).chunk(2)
+        divergence = ((first.exp() - second.exp()) * (first - second)).sum(-1).mean() / 2
+        return self.compute_loss_func(outputs, torch.cat([labels, labels])) + divergence
+
+
 LISTS = {"documents": 32, "arguments": {"per_device_train_batch_size": 2, "num_train_epochs": 4}}
 ZERO = {"prior_bias": False}
 WAYS: dict[str, dict[str, Any]] = {
     THEIRS: {},
     OURS: {},
+    "similarity first": {"others": 1},
+    "6 epochs": {"arguments": {"num_train_epochs": 6}},
+    "R-Drop": {"kind": RDropTrainer},
     "bias 0": {"trainer": ZERO},
     "bias 0, swap": {"trainer": ZERO, "collator": {"swap": True}},
     "bias 0, rate 1e-4": {"trainer": ZERO, "arguments": {"learning_rate": 1e-4}},
@@ -126,8 +150,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "ListNet and pointwise": {**LISTS, "loss": losses.ListNetLoss(pointwise=1.0)},
     "bias 0, ListNet and pointwise": {**LISTS, "trainer": ZERO, "loss": losses.ListNetLoss(pointwise=1.0)},
 }
-"""Ways to train by name, and what each changes here: arguments, those of the collator and of the trainer, the loss, and
-how many documents of a query make a list to train on."""
+"""Ways to train by name, and what each changes here: arguments, those of the collator and of the trainer, its class,
+the loss, how many documents of a query make a list to train on, and how many pairs are added to each one for a first
+epoch on the similarity of the model's own vectors."""
 
 
 def as_lists(rows: Dataset, documents: int, seed: int) -> Dataset:
@@ -273,12 +298,25 @@ def train_ours(
     task: Task, rows: list[dict[str, Any]], settings: dict[str, Any], model: str, watcher: Watcher, way: dict[str, Any]
 ) -> None:
     """Train in this package, in one of `WAYS`."""
-    data = Dataset.from_list(rows)
-    trainer = CrossEncoderTrainer(
+    data, tokenizer = Dataset.from_list(rows), AutoTokenizer.from_pretrained(model)
+    if "others" in way:
+        started = time.perf_counter()
+        pairs = [(row["a"], row["b"]) for row in rows]
+        starter = CrossEncoderTrainer(
+            model,
+            TrainingArguments(**{**settings, "num_train_epochs": 1}),
+            train_dataset=bi_encoder_pairs(pairs, model, others=way["others"], seed=settings["seed"]),
+            data_collator=PairCollator(tokenizer),
+        )
+        starter.train()
+        starter.save_model()
+        model = settings["output_dir"]
+        watcher.seconds += time.perf_counter() - started
+    trainer = way.get("kind", CrossEncoderTrainer)(
         model,
         TrainingArguments(**{**settings, **way.get("arguments", {})}),
         train_dataset=as_lists(data, way["documents"], settings["seed"]) if "documents" in way else data,
-        data_collator=PairCollator(AutoTokenizer.from_pretrained(model), **way.get("collator", {})),
+        data_collator=PairCollator(tokenizer, **way.get("collator", {})),
         compute_loss_func=way.get("loss") or getattr(losses, task.loss)(),
         callbacks=[watcher],
         **way.get("trainer", {}),

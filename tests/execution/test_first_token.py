@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from cross_trainer.execution import first_token
 from cross_trainer.execution.attention import Layout, flat_attention
-from cross_trainer.execution.first_token import FIRST_TOKEN_FAMILIES
+from cross_trainer.execution.first_token import FIRST_TOKEN_FAMILIES, reads_first_token
 from cross_trainer.execution.padding_free import enable_padding_free, unpad_indices
 from cross_trainer.execution.token_budget import budgeted_step
 from cross_trainer.execution.view import skip_unread_tokens
@@ -146,6 +146,10 @@ def test_pieces_of_a_budget_and_autocast() -> None:
             half = gradients(model, batch)
             assert tokens_of_last_layer(model, lambda: model(**batch)) == len(LENGTHS)
     assert_same_gradients(half, gradients(model, batch), rtol=0.15)
+
+
+def test_a_model_without_layers_has_no_last_one() -> None:
+    assert not reads_first_token(build("bert", num_hidden_layers=0))
 
 
 def test_whoever_reads_more_gets_all_tokens() -> None:

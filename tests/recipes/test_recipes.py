@@ -23,6 +23,7 @@ from cross_trainer import (
     CrossEncoder,
     CrossEncoderTrainer,
     DataError,
+    DenseRetriever,
     KLDivergenceLoss,
     MarginMSELoss,
     MissingDependencyError,
@@ -116,6 +117,23 @@ def test_the_demo_trains_on_synthetic_pairs(tmp_path, monkeypatch, capsys, pretr
     assert "Scores of the saved model" in capsys.readouterr().out
 
 
+def test_a_cross_encoder_starts_from_a_bi_encoder_s_similarity(tmp_path, monkeypatch, capsys, pretrained):
+    for split in ("train", "validation"):
+        Dataset.from_dict(TASKS["nli"]).to_csv(tmp_path / "data" / f"{split}.csv", index=False)
+    data, start = ("--dataset", str(tmp_path / "data")), str(tmp_path / "start")
+    call(monkeypatch, "from_bi_encoder", "--model", pretrained, "--teacher", demo_model(), "--output_dir", start, *data)
+    pairs = list(zip(SENTENCES, SENTENCES[::-1], strict=True))
+    cosines = DenseRetriever(demo_model()).score(pairs)
+    scores = CrossEncoder(start).predict(pairs)
+    printed = capsys.readouterr().out
+    assert re.search(r"  pearson +(\S+)", printed)[1] == f"{np.corrcoef(scores, cosines.clip(0))[0, 1]:.4f}"
+    call(monkeypatch, "nli", "--model", start, "--output_dir", str(tmp_path / "nli"), *data, "--max_steps", "1")
+    before, after = (CrossEncoder(str(tmp_path / folder)).model for folder in ("start", "nli"))
+    assert (before.config.num_labels, after.config.num_labels) == (1, 3)
+    body = [model.bert.encoder.layer[0].attention.self.query.weight for model in (before, after)]
+    assert torch.equal(*body)  # the first step of a warmup has a rate of 0
+
+
 def test_without_the_hub_one_line_names_the_ways_out(tmp_path, monkeypatch, capsys, pretrained):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(SystemExit, match="2"):
@@ -173,7 +191,7 @@ def test_settings_are_those_of_the_documented_tasks(parse, name, dataset, config
     assert arguments.metric_for_best_model == metric
 
 
-@pytest.mark.parametrize("name", ["stsb", "quora", "nli", "rerank", "distill", "llm_reranker"])
+@pytest.mark.parametrize("name", ["stsb", "quora", "nli", "rerank", "distill", "llm_reranker", "from_bi_encoder"])
 def test_every_setting_is_a_flag(parse, name):
     settings = importlib.import_module(name).SETTINGS
     flags = {
@@ -488,6 +506,7 @@ def test_pairs_of_one_document_a_query_train_as_pairs(training_rows):
         ("rerank", ["--mine_margin", "0.1"], "give --mine 4"),
         ("rerank", ["--corpus", "corpus.txt"], "give --mine 4"),
         ("distill", ["--temperature", "2"], "Give --loss KLDivergenceLoss"),
+        ("distill", ["--prior_bias", "true"], "--prior_bias: the student is cut"),
     ],
 )
 def test_options_without_effect_are_refused(tmp_path, capsys, recipe, name, options, message):

@@ -22,6 +22,10 @@ from conftest import SENTENCES, build_model, build_tokenizer
 from datasets import Dataset
 from scipy import stats
 from sentence_transformers import CrossEncoder
+from torch import nn
+from transformers import TrainingArguments
+
+from cross_trainer import PairCollator
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "benchmarks"
 TRAINING = {
@@ -392,8 +396,36 @@ def test_both_libraries_are_trained_and_compared(tasks, monkeypatch, capsys):
     call(monkeypatch, "quality", *folders, *ways, *argv, 1, 2)  # what is there isn't done again
     assert len(quality.read_runs(tasks / "quality.jsonl")) == 12
     assert capsys.readouterr().out.count(f"| {quality.OURS} |") == 3 * 3 + 2
-    call(monkeypatch, "quality", tasks / "trecqa", "--ways", "ListNet and pointwise", *argv, 1)
-    assert quality.read_runs(tasks / "quality.jsonl")[-1]["way"] == "ListNet and pointwise"
+    for way in ("ListNet and pointwise", "similarity first"):
+        call(monkeypatch, "quality", tasks / "trecqa", "--ways", way, *argv, 1)
+        assert quality.read_runs(tasks / "quality.jsonl")[-1]["way"] == way
+
+
+@pytest.mark.parametrize("labels", [[0.0, 0.3, 1.0], [2, 0, 1]])
+def test_r_drop_is_the_loss_of_both_passes_and_their_divergence(tmp_path, labels):
+    quality = load("quality")
+    binary = max(labels) == 1
+    model = build_model(dropout=0.3, num_labels=1 if binary else 3).train()
+    rows = Dataset.from_dict({"a": SENTENCES[:3], "b": SENTENCES[3:6], "label": labels})
+    collator, arguments = (
+        PairCollator(build_tokenizer()),
+        TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"),
+    )
+    trainer = quality.RDropTrainer(model, arguments, train_dataset=rows, data_collator=collator)
+    batch = collator(list(rows))
+    given = batch["labels"]
+    torch.manual_seed(0)
+    found = trainer.compute_loss(model, dict(batch))
+    torch.manual_seed(0)
+    logits = model(**{name: torch.cat([part, part]) for name, part in batch.items() if name != "labels"}).logits
+    chances = torch.cat([logits.sigmoid(), 1 - logits.sigmoid()], 1) if binary else logits.softmax(1)
+    p, q = chances.double().chunk(2)
+    divergence = ((p * (p / q).log()).sum(1) + (q * (q / p).log()).sum(1)).mean() / 2
+    twice = torch.cat([given, given])
+    function = nn.functional.binary_cross_entropy_with_logits if binary else nn.functional.cross_entropy
+    expected = function(logits.squeeze(1), twice) + divergence
+    assert divergence > 1e-4
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_differences_are_taken_seed_by_seed():

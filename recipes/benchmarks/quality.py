@@ -46,13 +46,13 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from cross_trainer import CrossEncoder, CrossEncoderTrainer, PairCollator, ranking_metrics
+from cross_trainer import CrossEncoder, CrossEncoderTrainer, DenseRetriever, PairCollator, ranking_metrics
 from cross_trainer.data.grouping import DOCUMENTS, LABELS, group_by_query
 from cross_trainer.data.similarity import bi_encoder_pairs
 from cross_trainer.data.splits import load_splits
 from cross_trainer.training import losses
 
-THEIRS, OURS = "sentence-transformers", "cross_trainer"
+THEIRS, OURS, VECTORS = "sentence-transformers", "cross_trainer", "vectors alone"
 TEST = {"stsb": 0.15, "sick": 0.15, "trecqa": 0.25}  # the share of first texts whose rows are cut off the training data
 
 Scores = np.ndarray
@@ -136,6 +136,7 @@ ZERO = {"prior_bias": False}
 WAYS: dict[str, dict[str, Any]] = {
     THEIRS: {},
     OURS: {},
+    VECTORS: {},
     "similarity first": {"others": 1},
     "6 epochs": {"arguments": {"num_train_epochs": 6}},
     "R-Drop": {"kind": RDropTrainer},
@@ -152,7 +153,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 """Ways to train by name, and what each changes here: arguments, those of the collator and of the trainer, its class,
 the loss, how many documents of a query make a list to train on, and how many pairs are added to each one for a first
-epoch on the similarity of the model's own vectors."""
+epoch on the similarity of the model's own vectors. `VECTORS` trains nothing, and says nothing about classes."""
 
 
 def as_lists(rows: Dataset, documents: int, seed: int) -> Dataset:
@@ -327,6 +328,11 @@ def train_ours(
 def run(name: str, folder: str, way: str, seed: int, options: argparse.Namespace) -> Run:
     """Train one model, and what its epochs reached."""
     task, rows = TASKS[name], load_rows(name, folder, options.train_rows)
+    if way == VECTORS:
+        score = DenseRetriever(options.model).score
+        pairs = {split: [(row["a"], row["b"]) for row in rows[split]] for split in ("validation", "test")}
+        reached = {split: task.measure(rows[split], score(pairs[split])) for split in pairs}
+        return {"seconds": 0.0, "epochs": [reached], "averaged": reached}
     theirs = way == THEIRS
     scorer = Scorer(task, rows, options.model)
     watcher = Watcher(scorer, (lambda model: model.transformers_model) if theirs else (lambda model: model))
@@ -354,6 +360,8 @@ def complete(options: argparse.Namespace) -> None:
     for seed in options.seeds:
         for folder in options.data:
             for way in options.ways:
+                if way == VECTORS and TASKS[Path(folder).name].classes:
+                    continue
                 key = {"data": Path(folder).name, "rows": options.train_rows, "way": way, "seed": seed}
                 if any(key.items() <= kept.items() for kept in read_runs(options.output)):
                     continue

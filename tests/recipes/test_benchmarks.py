@@ -396,9 +396,10 @@ def test_both_libraries_are_trained_and_compared(tasks, monkeypatch, capsys):
     call(monkeypatch, "quality", *folders, *ways, *argv, 1, 2)  # what is there isn't done again
     assert len(quality.read_runs(tasks / "quality.jsonl")) == 12
     assert capsys.readouterr().out.count(f"| {quality.OURS} |") == 3 * 3 + 2
-    for way in ("ListNet and pointwise", "similarity first"):
-        call(monkeypatch, "quality", tasks / "trecqa", "--ways", way, *argv, 1)
-        assert quality.read_runs(tasks / "quality.jsonl")[-1]["way"] == way
+    for way in ("ListNet and pointwise", "similarity first", quality.VECTORS):
+        call(monkeypatch, "quality", tasks / "trecqa", tasks / "sick", "--ways", way, *argv, 1)
+    added = [(run["data"], run["way"]) for run in quality.read_runs(tasks / "quality.jsonl")[12:]]
+    assert (len(added), added[-1]) == (5, ("trecqa", quality.VECTORS))
 
 
 @pytest.mark.parametrize("labels", [[0.0, 0.3, 1.0], [2, 0, 1]])

@@ -152,6 +152,17 @@ def test_a_model_without_layers_has_no_last_one() -> None:
     assert not reads_first_token(build("bert", num_hidden_layers=0))
 
 
+def test_batches_without_padding_compute_first_tokens_alone_too() -> None:
+    model = build().eval()
+    batch = {"input_ids": torch.randint(3, 50, (4, 9)), "attention_mask": torch.ones(4, 9, dtype=torch.long)}
+    expected, seen = model(**batch).logits, []
+    last = model.bert.encoder.layer[-1].intermediate
+    last.register_forward_hook(lambda _, __, output: seen.append(output.shape[:-1].numel()))
+    with enable_padding_free(model):
+        torch.testing.assert_close(model(**batch).logits, expected, rtol=1e-5, atol=1e-5)
+    assert seen == [4]
+
+
 def test_whoever_reads_more_gets_all_tokens() -> None:
     model, batch = build().eval(), make_batch()
     seen: list[Tensor] = []
@@ -255,7 +266,7 @@ def test_replicas_compute_with_their_own_weights() -> None:
     with enable_padding_free(model) as handle:
         replica = replicate(model)
         found, whole = replica(**batch).logits, replica(**batch, output_hidden_states=True).logits
-        assert handle._least_padding(replica.bert, torch.device("cuda")) > 0
+        assert handle._least_padding(replica.bert, torch.device("cuda"), False) > 0
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(1.5)

@@ -161,8 +161,10 @@ class PaddingFree:
         """The share of padding from which on it is taken out."""
         if self.least_padding is not None:
             return self.least_padding
-        if first_only or device.type != "cuda":
-            return 0.0 if first_only else LEAST_PADDING
+        if first_only:
+            return 0.0
+        if device.type != "cuda":
+            return LEAST_PADDING
         autocast = torch.is_autocast_enabled(device.type)
         embedding: Any = module.get_input_embeddings()  # replicas of `nn.DataParallel` have no list of parameters
         dtype = torch.get_autocast_dtype(device.type) if autocast else embedding.weight.dtype

@@ -422,10 +422,8 @@ def test_r_drop_is_the_loss_of_both_passes_and_their_divergence(tmp_path, labels
     binary = max(labels) == 1
     model = build_model(dropout=0.3, num_labels=1 if binary else 3).train()
     rows = Dataset.from_dict({"a": SENTENCES[:3], "b": SENTENCES[3:6], "label": labels})
-    collator, arguments = (
-        PairCollator(build_tokenizer()),
-        TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"),
-    )
+    collator = PairCollator(build_tokenizer())
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
     trainer = quality.RDropTrainer(model, arguments, train_dataset=rows, data_collator=collator)
     batch = collator(list(rows))
     given = batch["labels"]

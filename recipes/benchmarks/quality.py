@@ -11,6 +11,7 @@ validation and test, so that one run tells about several choices:
     last       the model after the last epoch
     chosen     the one after the epoch that is best on the validation split
     averaged   the mean of the weights after each step of the last epoch
+    EMA        the exponential moving average of the weights after each step, with a decay of 0.97
     + both     of each, with the scores of both orders of the texts averaged, where the order has no meaning
 
 Runs are written to `--output`, one line each, and runs that are there already aren't done again. At the end come the
@@ -53,6 +54,7 @@ from cross_trainer.data.splits import load_splits
 from cross_trainer.training import losses
 
 THEIRS, OURS, VECTORS = "sentence-transformers", "cross_trainer", "vectors alone"
+DECAY = 0.97
 TEST = {"stsb": 0.15, "sick": 0.15, "trecqa": 0.25}  # the share of first texts whose rows are cut off the training data
 
 Scores = np.ndarray
@@ -131,29 +133,41 @@ class RDropTrainer(CrossEncoderTrainer):
         return self.compute_loss_func(outputs, torch.cat([labels, labels])) + divergence
 
 
+def soft_cross_entropy(outputs: Any, labels: torch.Tensor, **_: Any) -> torch.Tensor:
+    """The mean cross-entropy of logits [P, C] and shares of classes [P, C]."""
+    return -(labels * outputs.logits.float().log_softmax(-1)).sum(-1).mean()
+
+
 LISTS = {"documents": 32, "arguments": {"per_device_train_batch_size": 2, "num_train_epochs": 4}}
 ZERO = {"prior_bias": False}
+SIX: dict[str, Any] = {"arguments": {"num_train_epochs": 6}}
+TWICE: dict[str, Any] = {"arguments": {"learning_rate": 1e-4}}
 WAYS: dict[str, dict[str, Any]] = {
     THEIRS: {},
+    f"{THEIRS}, 6 epochs": SIX,
+    f"{THEIRS}, rate 1e-4": TWICE,
     OURS: {},
     VECTORS: {},
     "similarity first": {"others": 1},
-    "6 epochs": {"arguments": {"num_train_epochs": 6}},
+    "6 epochs": SIX,
+    "rate 1e-4": TWICE,
+    "rate 1e-4, layer decay 0.9": {**TWICE, "trainer": {"layer_decay": 0.9}},
     "R-Drop": {"kind": RDropTrainer},
+    "3 teachers": {"teachers": 3},
+    "3 teachers, near texts": {"teachers": 3, "near": 1},
     "bias 0": {"trainer": ZERO},
     "bias 0, swap": {"trainer": ZERO, "collator": {"swap": True}},
-    "bias 0, rate 1e-4": {"trainer": ZERO, "arguments": {"learning_rate": 1e-4}},
-    "bias 0, rate 1e-4, layer decay 0.9": {
-        "trainer": {**ZERO, "layer_decay": 0.9},
-        "arguments": {"learning_rate": 1e-4},
-    },
+    "bias 0, rate 1e-4": {**TWICE, "trainer": ZERO},
+    "bias 0, rate 1e-4, layer decay 0.9": {**TWICE, "trainer": {**ZERO, "layer_decay": 0.9}},
     "ListNet": {**LISTS, "loss": losses.ListNetLoss()},
     "ListNet and pointwise": {**LISTS, "loss": losses.ListNetLoss(pointwise=1.0)},
     "bias 0, ListNet and pointwise": {**LISTS, "trainer": ZERO, "loss": losses.ListNetLoss(pointwise=1.0)},
 }
-"""Ways to train by name, and what each changes here: arguments, those of the collator and of the trainer, its class,
-the loss, how many documents of a query make a list to train on, and how many pairs are added to each one for a first
-epoch on the similarity of the model's own vectors. `VECTORS` trains nothing, and says nothing about classes."""
+"""Ways to train by name, and what each changes: arguments of both libraries; here also those of the collator and of the
+trainer, its class, the loss, how many documents of a query make a list to train on, and how many pairs are added to
+each one for a first epoch on the similarity of the model's own vectors. With teachers, labels are half and half the
+data's and those of so many models of other seeds, which can also label pairs of near texts, so many for each one.
+`VECTORS` trains nothing, and says nothing about classes."""
 
 
 def as_lists(rows: Dataset, documents: int, seed: int) -> Dataset:
@@ -191,7 +205,7 @@ def load_rows(name: str, folder: str, most: int | None = None) -> dict[str, list
 
 
 class Watcher(TrainerCallback):
-    """Scores held-out rows after each epoch, and keeps the mean of the last epoch's weights.
+    """Scores held-out rows after each epoch, and keeps averages of weights: the last epoch's mean, and a moving one.
 
     Args:
         scorer: Scores pairs with weights that it is given.
@@ -202,6 +216,7 @@ class Watcher(TrainerCallback):
         self.scorer, self.bare = scorer, bare
         self.epochs: list[Run] = []
         self.mean: list[torch.Tensor] = []
+        self.moving: list[torch.Tensor] = []
         self.steps = 0
         self.seconds = 0.0
 
@@ -209,15 +224,13 @@ class Watcher(TrainerCallback):
         self.steps, self.started = 0, time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, _: Any, model: Any = None, **__: Any) -> None:
-        if state.global_step <= state.max_steps * (1 - 1 / args.num_train_epochs):
-            return
+        began = time.perf_counter()
         weights = [weight.detach() for weight in self.bare(model).parameters()]
-        self.steps += 1
-        if self.steps == 1:
-            self.mean = [weight.clone() for weight in weights]
-        else:
-            for mean, weight in zip(self.mean, weights, strict=True):
-                mean.lerp_(weight, 1 / self.steps)
+        self.moving = follow(self.moving, weights, 1 - DECAY)
+        if state.global_step > state.max_steps * (1 - 1 / args.num_train_epochs):
+            self.steps += 1
+            self.mean = follow(self.mean, weights, 1 / self.steps)
+        self.started += time.perf_counter() - began  # averages aren't part of a training
 
     def on_epoch_end(self, _: Any, state: Any, __: Any, model: Any = None, **___: Any) -> None:
         self.seconds += time.perf_counter() - self.started
@@ -227,6 +240,16 @@ class Watcher(TrainerCallback):
     def on_train_end(self, *_: Any, model: Any = None, **__: Any) -> None:
         names = [name for name, _ in self.bare(model).named_parameters()]
         self.averaged = self.scorer.measure(dict(zip(names, self.mean, strict=True)), both=True)
+        self.ema = self.scorer.measure(dict(zip(names, self.moving, strict=True)), both=True)
+
+
+def follow(averages: list[torch.Tensor], weights: list[torch.Tensor], share: float) -> list[torch.Tensor]:
+    """Averages moved towards weights by a share of their differences; the weights where there are none yet."""
+    if not averages:
+        return [weight.clone() for weight in weights]
+    for average, weight in zip(averages, weights, strict=True):
+        average.lerp_(weight, share)
+    return averages
 
 
 class Scorer:
@@ -299,9 +322,11 @@ def train_ours(
     task: Task, rows: list[dict[str, Any]], settings: dict[str, Any], model: str, watcher: Watcher, way: dict[str, Any]
 ) -> None:
     """Train in this package, in one of `WAYS`."""
-    data, tokenizer = Dataset.from_list(rows), AutoTokenizer.from_pretrained(model)
+    tokenizer, loss, started = AutoTokenizer.from_pretrained(model), loss_of(task, way), time.perf_counter()
+    if "teachers" in way:
+        rows = taught(task, rows, settings, model, way)
+    data = Dataset.from_list(rows)
     if "others" in way:
-        started = time.perf_counter()
         pairs = [(row["a"], row["b"]) for row in rows]
         starter = CrossEncoderTrainer(
             model,
@@ -312,17 +337,55 @@ def train_ours(
         starter.train()
         starter.save_model()
         model = settings["output_dir"]
-        watcher.seconds += time.perf_counter() - started
+    watcher.seconds += time.perf_counter() - started
     trainer = way.get("kind", CrossEncoderTrainer)(
         model,
-        TrainingArguments(**{**settings, **way.get("arguments", {})}),
+        TrainingArguments(**settings),
         train_dataset=as_lists(data, way["documents"], settings["seed"]) if "documents" in way else data,
         data_collator=PairCollator(tokenizer, **way.get("collator", {})),
-        compute_loss_func=way.get("loss") or getattr(losses, task.loss)(),
+        compute_loss_func=loss,
         callbacks=[watcher],
         **way.get("trainer", {}),
     )
     trainer.train()
+
+
+def loss_of(task: Task, way: dict[str, Any]) -> Callable[..., torch.Tensor]:
+    """What a way of training minimises: its own loss or that of the task, of classes' shares where models teach."""
+    if "teachers" in way and task.classes:
+        return soft_cross_entropy
+    return way.get("loss") or getattr(losses, task.loss)()
+
+
+def taught(
+    task: Task, rows: list[dict[str, Any]], settings: dict[str, Any], model: str, way: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Rows whose labels are half their own and half what models say that were trained on them with other seeds.
+
+    Where the way says so, pairs of near texts of the same rows follow, with what the models say.
+    """
+    pairs, tokenizer = [(row["a"], row["b"]) for row in rows], AutoTokenizer.from_pretrained(model)
+    if "near" in way:
+        made = bi_encoder_pairs(pairs, model, others=way["near"], seed=settings["seed"])
+        pairs += list(zip(made["first"][:], made["second"][:], strict=True))[len(set(pairs)) :]
+    total: Scores = np.zeros(1)
+    for teacher in range(way["teachers"]):
+        trainer = CrossEncoderTrainer(
+            model,
+            TrainingArguments(**{**settings, "seed": 100 * settings["seed"] + teacher}),
+            train_dataset=Dataset.from_list(rows),
+            data_collator=PairCollator(tokenizer),
+            compute_loss_func=getattr(losses, task.loss)(),
+        )
+        trainer.train()
+        total = total + CrossEncoder(trainer.model, tokenizer=tokenizer).predict(
+            pairs, activation="logits", show_progress_bar=False
+        )
+    logits = torch.from_numpy(total / way["teachers"]).double()
+    said = (logits.softmax(1) if task.classes else logits.sigmoid()).numpy()
+    own = np.array([row["label"] for row in rows])
+    said[: len(rows)] = (said[: len(rows)] + (np.eye(len(task.classes))[own] if task.classes else own)) / 2
+    return [{"a": a, "b": b, "label": label} for (a, b), label in zip(pairs, said.tolist(), strict=True)]
 
 
 def run(name: str, folder: str, way: str, seed: int, options: argparse.Namespace) -> Run:
@@ -333,23 +396,27 @@ def run(name: str, folder: str, way: str, seed: int, options: argparse.Namespace
         pairs = {split: [(row["a"], row["b"]) for row in rows[split]] for split in ("validation", "test")}
         reached = {split: task.measure(rows[split], score(pairs[split])) for split in pairs}
         return {"seconds": 0.0, "epochs": [reached], "averaged": reached}
-    theirs = way == THEIRS
+    theirs = way.startswith(THEIRS)
     scorer = Scorer(task, rows, options.model)
     watcher = Watcher(scorer, (lambda model: model.transformers_model) if theirs else (lambda model: model))
     with tempfile.TemporaryDirectory() as output:
-        settings = arguments(task, options, seed, output)
+        settings = arguments(task, options, seed, output) | WAYS[way].get("arguments", {})
         if theirs:
             train_theirs(task, rows["train"], settings, options.model, watcher)
         else:
             train_ours(task, rows["train"], settings, options.model, watcher, WAYS[way])
-    return {"seconds": round(watcher.seconds, 1), "epochs": watcher.epochs, "averaged": watcher.averaged}
+    reached = {"epochs": watcher.epochs, "averaged": watcher.averaged, "EMA": watcher.ema}
+    return {"seconds": round(watcher.seconds, 1), **reached}
 
 
 def choices(found: Run) -> Iterator[tuple[str, float, float]]:
     """What a run reached on validation and test, by each way to choose its weights and to score with them."""
     epochs = found["epochs"]
     chosen = max(epochs, key=lambda epoch: epoch["validation"])
-    for name, model in (("last", epochs[-1]), ("chosen", chosen), ("averaged", found["averaged"])):
+    kept = {"last": epochs[-1], "chosen": chosen, "averaged": found["averaged"]}
+    if "EMA" in found:
+        kept["EMA"] = found["EMA"]
+    for name, model in kept.items():
         yield name, model["validation"], model["test"]
         if name != "chosen" and "test, both" in model:
             yield f"{name} + both", model["validation, both"], model["test, both"]
@@ -379,7 +446,7 @@ def table(runs: list[Run]) -> str:
             values[described(found), found["way"], choice][found["seed"]] = tuple(reached)
     lines = ["| data | way | weights | seeds | validation | test | test, difference | p |", "|" + "---|" * 8]
     for (data, way, choice), by_seed in values.items():
-        base = values.get((data, THEIRS, choice.split(" + ")[0].replace("averaged", "last")), {})
+        base = values.get((data, THEIRS, "chosen" if choice == "chosen" else "last"), {})
         cells = [data, way, choice, str(len(by_seed))]
         cells += [interval([reached[split] for reached in by_seed.values()]) for split in (0, 1)]
         shared = [by_seed[seed][1] - base[seed][1] for seed in by_seed if seed in base]

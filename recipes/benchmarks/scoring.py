@@ -17,6 +17,8 @@ sentence-transformers reads ONNX and OpenVINO by optimum, of which no release ta
 `predict` runs here, with onnxruntime or OpenVINO in the place of the model: on the graph of the whole model, as optimum
 exports it, and on the one that this package exports, whose last layer leaves out what no head reads ("our graph").
 
+`--before` adds this package in torch as it was at a revision of the repository.
+
 Then the time to rank 100 documents for one query, median and 95th percentile. `--json` writes the speeds for
 `chart.py`.
 """
@@ -39,6 +41,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from revisions import package_at
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 from transformers.utils import logging as transformers_logging
 
@@ -84,6 +87,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--documents", type=int, default=100, help="ranked for one query; 0 leaves that part out")
     parser.add_argument("--layers", type=int, help="of the model, the first ones: with one, what is no product shows")
+    parser.add_argument("--before", metavar="REVISION", help="of the repository, to be measured as well")
     parser.add_argument("--profile", action="store_true", help="print this package's operators instead of speeds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the speeds here too")
     options = parser.parse_args()
@@ -181,6 +185,9 @@ def contestants(folder: str, dtype: str, options: argparse.Namespace) -> Runs:
         for budget in options.max_tokens:
             ours = CrossEncoder(folder, device=options.device, max_tokens=budget, **how)
             runs[OURS if budget is None else f"{OURS}, {budget} tokens"] = ours_on(ours)
+        if options.before:
+            before = options.package_before.CrossEncoder(folder, device=options.device, **how)
+            runs[f"before, {options.before}"] = ours_on(before)
     graphs = [name for name in options.backends if PRECISIONS[dtype] in EXPORTED.get(name, ())]
     for name in graphs:
         file = Path(exported_file(name, PRECISIONS[dtype]))
@@ -201,7 +208,7 @@ def contestants(folder: str, dtype: str, options: argparse.Namespace) -> Runs:
     return runs
 
 
-def ours_on(encoder: CrossEncoder) -> Callable[[Pairs], Any]:
+def ours_on(encoder: Any) -> Callable[[Pairs], Any]:
     """Score as this package does."""
     return lambda pairs: encoder.predict(pairs, show_progress_bar=False)
 
@@ -342,6 +349,8 @@ def main() -> None:
     columns = options.columns * len(options.files) if len(options.columns) == 1 else options.columns
     records = []
     with tempfile.TemporaryDirectory() as folder:
+        if options.before:
+            options.package_before = package_at(options.before)
         save_model(options.model, folder, options.layers)
         name = options.model or "packaged MiniLM"
         print(f"{name}, {processor(options.device)}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}")

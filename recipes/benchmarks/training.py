@@ -3,13 +3,14 @@
     python recipes/benchmarks/training.py pairs.csv --model <folder of a pretrained model> --json training.json
     python recipes/benchmarks/training.py pairs.csv --model <folder> --only cross_trainer --max_tokens 2048
     python recipes/benchmarks/training.py pairs.csv --model <folder> --device cuda --bf16 --batch_size 128
+    python recipes/benchmarks/training.py pairs.csv --model <folder> --before HEAD~20
 
 The rounds of all contenders alternate in one process, because the speed of a shared machine drifts. First come two
 steps of each to warm up. Figures are medians of the rounds, each over all its steps, as batches grouped by length
 differ in size. The share of the peak is the arithmetic that the real tokens need (6 operations per weight and token,
 plus attention) per second, compared with the machine's speed on matrix products of the model's shapes, measured in the
-same run. `--only` measures the memory of one contender alone, `--profile` shows where the time of a step goes, and
-`--json` writes the speeds for `chart.py`.
+same run. `--before` adds this package as it was at a revision of the repository. `--only` measures the memory of one
+contender alone, `--profile` shows where the time of a step goes, and `--json` writes the speeds for `chart.py`.
 
 A GPU is waited for at the beginning and the end of a round alone, so what runs ahead of it there counts as it does in a
 training; memory is the highest that was allocated on it, model and optimiser included. With flash_attn installed, in
@@ -34,6 +35,7 @@ from typing import Any
 import psutil
 import torch
 from datasets import Dataset
+from revisions import package_at
 from torch.utils.data import SequentialSampler
 from transformers import (
     AutoConfig,
@@ -46,7 +48,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from cross_trainer import BinaryCrossEntropyLoss, CrossEncoderTrainer, PairCollator
+import cross_trainer
+from cross_trainer import BinaryCrossEntropyLoss
 from cross_trainer.data.columns import Columns, resolve_columns
 from cross_trainer.data.splits import load_splits
 from cross_trainer.data.survey import survey
@@ -54,6 +57,8 @@ from cross_trainer.data.survey import survey
 OURS = "cross_trainer"
 UNPADDED = "sentence-transformers, unpadded"
 CONTENDERS = (OURS, "sentence-transformers", "Trainer", "Trainer, grouped by length")
+PACKAGES: dict[str, Any] = {OURS: cross_trainer}
+"""This package by the name of the contender, and as it was before."""
 
 
 def wait_for(device: str) -> None:
@@ -173,13 +178,13 @@ def build(name: str, options: argparse.Namespace, rows: Dataset, folder: str, cl
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     if name in {"sentence-transformers", UNPADDED}:
         return build_theirs(options, rows, folder, clock, unpadded=name == UNPADDED)
-    if name == OURS:
-        return CrossEncoderTrainer(
+    if name in PACKAGES:
+        return PACKAGES[name].CrossEncoderTrainer(
             load(options),
             TrainingArguments(**standard_arguments(options, folder, train_sampling_strategy="sequential")),
-            data_collator=PairCollator(tokenizer),
+            data_collator=PACKAGES[name].PairCollator(tokenizer),
             train_dataset=rows,
-            compute_loss_func=BinaryCrossEntropyLoss(),
+            compute_loss_func=PACKAGES[name].BinaryCrossEntropyLoss(),
             callbacks=[clock],
             max_tokens=options.max_tokens,
         )
@@ -362,6 +367,7 @@ def main() -> None:
     parser.add_argument("--fp16", action="store_true", help="mixed precision, with a scaled gradient")
     parser.add_argument("--no_dropout", dest="dropout", action="store_false", help="compare the losses step by step")
     parser.add_argument("--only", choices=(*CONTENDERS, UNPADDED), help="one contender alone, for its memory")
+    parser.add_argument("--before", metavar="REVISION", help="of the repository, to be measured as well")
     parser.add_argument("--profile", action="store_true", help="where the time of this trainer's steps goes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the speeds here too")
     options = parser.parse_args()
@@ -376,6 +382,10 @@ def main() -> None:
         profile(options, rows)
         return
     names: tuple[str, ...] = contenders(options) if options.only is None else (options.only,)
+    if options.before:
+        before = f"before, {options.before}"
+        PACKAGES[before] = package_at(options.before)
+        names = (before, *names)
     results: dict[str, list[tuple[Clock, float]]] = {name: [] for name in names}
     warm_up = argparse.Namespace(**{**vars(options), "steps": 2})
     for name in names:

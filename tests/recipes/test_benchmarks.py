@@ -25,6 +25,7 @@ from sentence_transformers import CrossEncoder
 from torch import nn
 from transformers import TrainingArguments
 
+import cross_trainer
 from cross_trainer import PairCollator
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "benchmarks"
@@ -60,7 +61,8 @@ def load(name):
 @pytest.fixture(autouse=True)
 def neighbours(monkeypatch):
     """What a benchmark imports from beside it, whose folder has names that the tests have, too."""
-    monkeypatch.setitem(sys.modules, "rerank_defaults", load("rerank_defaults"))
+    for name in ("rerank_defaults", "revisions"):
+        monkeypatch.setitem(sys.modules, name, load(name))
 
 
 def call(monkeypatch, name, *argv):
@@ -350,6 +352,34 @@ def test_a_table_of_runs_has_means_and_the_spread_of_one_run():
     )
 
 
+def test_a_package_is_measured_beside_what_it_was_before(tmp_path):
+    package = tmp_path / "cross_trainer"
+    package.mkdir()
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    for number in (1, 2):
+        (package / "__init__.py").write_text("from cross_trainer.inner import NUMBER\n")
+        (package / "inner.py").write_text(f"NUMBER = {number}\n")
+        subprocess.run([*git, "add", "."], check=True)
+        subprocess.run([*git, "commit", "--quiet", "--message", "A number"], check=True)
+    revisions = load("revisions")
+    assert [revisions.package_at(name, tmp_path).NUMBER for name in ("HEAD~1", "HEAD")] == [1, 2]
+    with pytest.raises(SystemExit, match="git rev-parse --short --verify HEAD~2"):
+        revisions.package_at("HEAD~2", tmp_path)
+
+
+@pytest.mark.parametrize(("name", "line"), [("training", "before, HEAD  "), ("scoring", "  before, HEAD  ")])
+def test_speeds_of_another_revision_stand_in_the_table(files, monkeypatch, capsys, name, line):
+    asked, module = [], load(name)
+    monkeypatch.setattr(module, "package_at", lambda revision: asked.append(revision) or cross_trainer)
+    short = {"training": "--batch_size 4 --steps 2 --only cross_trainer", "scoring": "--documents 0 --backends torch"}
+    argv = [files / "pairs.csv", "--model", files / "model", "--rounds", 1, *short[name].split(), "--before", "HEAD"]
+    monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
+    module.main()
+    assert asked == ["HEAD"]
+    assert sum(printed.startswith(line) for printed in capsys.readouterr().out.splitlines()) == 1
+
+
 @pytest.fixture
 def tasks(files):
     """Folders of the tasks of quality.py, each with three first texts and four second ones for each."""
@@ -395,7 +425,7 @@ def test_both_libraries_are_trained_and_compared(tasks, monkeypatch, capsys):
     capsys.readouterr()
     call(monkeypatch, "quality", *folders, *ways, *argv, 1, 2)  # what is there isn't done again
     assert len(quality.read_runs(tasks / "quality.jsonl")) == 12
-    assert capsys.readouterr().out.count(f"| {quality.OURS} |") == 3 * 3 + 2
+    assert capsys.readouterr().out.count(f"| {quality.OURS} |") == 3 * 4 + 3
     call(monkeypatch, "quality", tasks / "trecqa", "--ways", "ListNet and pointwise", *argv, 1)
     call(
         monkeypatch,
@@ -405,6 +435,7 @@ def test_both_libraries_are_trained_and_compared(tasks, monkeypatch, capsys):
         "--ways",
         "similarity first",
         quality.VECTORS,
+        "3 teachers, near texts",
         *argv,
         1,
     )
@@ -412,7 +443,9 @@ def test_both_libraries_are_trained_and_compared(tasks, monkeypatch, capsys):
         ("trecqa", "ListNet and pointwise"),
         ("trecqa", "similarity first"),
         ("trecqa", quality.VECTORS),
+        ("trecqa", "3 teachers, near texts"),
         ("sick", "similarity first"),
+        ("sick", "3 teachers, near texts"),
     ]
 
 

@@ -468,7 +468,9 @@ def _label(row: Fields, columns: Columns, place: str) -> Any:
         if entry is None:
             raise DataError(f"Column {columns.label!r}{place}: no label in {short(dict(row))}. Filter such rows out.")
         if not is_finite(entry):
-            raise DataError(f"Column {columns.label!r}{place}: label {short(entry)} is not finite. Drop such rows.")
+            raise DataError(
+                f"Column {columns.label!r}{place}: label {short(entry)} is not finite in 32 bits. Drop such rows."
+            )
     if columns.grouped:  # a margin is a number, and only the difference of the two labels counts
         return list(label) if is_list(label) else [label, 0.0]
     return label

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -67,6 +66,7 @@ INSTRUCTION = "instruction"
 """The column of a pair's own instruction, for a model whose template takes one."""
 
 IGNORED_LABEL = -100
+LARGEST = (2 - 2**-23) * 2.0**127  # of 32 bits
 _WORDS = re.compile(r"IDs|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 _IDENTIFIERS = re.compile(r"([qpd]|doc|pair|gu|u|uu)?ids?|idxs?")
 _NEGATIVES = re.compile(r"(hard)?neg(ative)?s?[0-9]*")
@@ -551,12 +551,12 @@ def select(dataset: Rows, columns: Columns) -> Rows:
 
 
 def is_finite(number: float) -> bool:
-    """Whether a number is one that a float can be. Python's whole numbers go further.
+    """Whether a number is one that 32 bits hold, as batches do. Python's go further.
 
-    >>> is_finite(3), is_finite(float("nan")), is_finite(10**400)
-    (True, False, False)
+    >>> is_finite(3), is_finite(float("nan")), is_finite(1e39), is_finite(10**400)
+    (True, False, False, False)
     """
-    return -sys.float_info.max <= number <= sys.float_info.max
+    return -LARGEST <= number <= LARGEST
 
 
 def plain(value: Any) -> Any:

@@ -345,7 +345,8 @@ def _check_numbers(label: Any, name: str, row: int, found: Survey) -> None:
             )
         if not is_finite(entry):
             raise DataError(
-                f"Column {name!r}, row {row}: label {short(entry)} is not finite. Filter such rows out or mend them."
+                f"Column {name!r}, row {row}: label {short(entry)} is not finite in 32 bits. Filter such rows out or "
+                "mend them."
             )
         if entry == IGNORED_LABEL:
             raise DataError(

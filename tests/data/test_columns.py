@@ -127,6 +127,7 @@ BAD = {
     "None text": (pairs(b=["1", None, "3"]), r"Column 'b', row 1: expected a text, found None .*Filter"),
     "no string": ([("a", "b", 1), ("a", 7, 0)], r"Column 'text_2', row 1: expected a text, found 7 \(int\)"),
     "NaN": (pairs(label=[0.0, 1.0, math.nan]), r"Column 'label', row 2: label nan is not finite"),
+    "beyond 32 bits": ([{"a": "x", "b": "y", "label": -1e39}], r"row 0: label -1e\+39 is not finite in 32 bits"),
     "beyond floats": ([{"a": "x", "b": "y", "label": 10**400}], r"row 0: label 10+\.\.\. is not finite"),
     "infinite": (pairs(label=[0.0, math.inf, 0.5]), r"Column 'label', row 1: label inf is not finite"),
     "None label": (pairs(label=[0.0, None, 0.5]), r"Column 'label', row 1: expected a label, found None"),

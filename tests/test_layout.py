@@ -72,6 +72,7 @@ ROOMS = {
         "attention",
         "first_token",
         "padding_free",
+        "embeddings",
         "token_budget",
         "view",
         "linears",

@@ -16,7 +16,7 @@ Shapes: P pairs, L tokens of a padded row, C classes, G groups, D documents of t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from cross_trainer.data.columns import IGNORED_LABEL
 from cross_trainer.errors import ConfigurationError
+from cross_trainer.execution.embeddings import sparse_gradients
 from cross_trainer.execution.padding_free import unpad_indices
 from cross_trainer.execution.transfer import on_cpu, read_once, send
-from cross_trainer.internals import is_compiled
 
 Batch = dict[str, Any]
 
@@ -200,7 +200,7 @@ def budgeted_step(
     total = torch.zeros((), device=labels.device)
     for i, rows in enumerate(turns):
         with no_sync() if i + 1 < len(turns) else contextlib.nullcontext():
-            with _sparse_gradients(model):
+            with sparse_gradients(model):
                 outputs = model(**piece(batch, rows))
             if i >= len(pieces):
                 backward(_logits(outputs).sum() * 0.0)
@@ -243,36 +243,11 @@ def _coupled_step(
     for i, (rows, state) in enumerate(zip(turns, states, strict=True)):
         _set_random_state(device, state)
         with no_sync() if i + 1 < len(turns) else contextlib.nullcontext():
-            with _sparse_gradients(model):
+            with sparse_gradients(model):
                 logits = _logits(model(**piece(batch, rows)))
             backward((logits * gradient[rows]).sum() * float(i < count))
     _set_random_state(device, after)
     return loss.detach()
-
-
-@contextlib.contextmanager
-def _sparse_gradients(model: nn.Module) -> Iterator[None]:
-    """Let forward passes in this context give embeddings on the CPU sparse gradients, where one exists to add them to.
-
-    A dense one is as large as the vocabulary, and each piece would make its own.
-    """
-    modules = list(model.modules())
-    embeddings = [x for x in modules if type(x) is nn.Embedding and _adds_rows(x)]
-    if any(map(is_compiled, modules)):
-        embeddings = []
-    for embedding in embeddings:
-        embedding.sparse = True
-    try:
-        yield
-    finally:
-        for embedding in embeddings:
-            embedding.sparse = False
-
-
-def _adds_rows(embedding: nn.Embedding) -> bool:
-    weight = embedding.weight
-    is_plain = type(weight) is nn.Parameter and weight.device.type == "cpu" and weight.grad is not None
-    return is_plain and not embedding.sparse and not embedding.scale_grad_by_freq
 
 
 def _with_known_mask(batch: Batch) -> Batch:

@@ -40,6 +40,7 @@ from cross_trainer.data.items import Item, MappedItems, StreamedItems
 from cross_trainer.data.mixing import PROPORTIONAL, MixedItems, MixedStream, Mixing, check_names
 from cross_trainer.data.survey import RowCheck, text_lengths
 from cross_trainer.errors import ConfigurationError, NotFiniteError, check_whole
+from cross_trainer.execution.embeddings import sparse_gradients
 from cross_trainer.execution.padding_free import PaddingFree, enable_padding_free, unpad_indices
 from cross_trainer.execution.token_budget import budgeted_forward, budgeted_step
 from cross_trainer.execution.transfer import send, to_device
@@ -243,6 +244,7 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         self._layer_decay = layer_decay
         self._stop_on_nan = stop_on_nan
         self._losses: list[tuple[torch.Tensor, list[int]]] = []  # of the batches of an update, with their rows
+        self._gradients: dict[torch.Tensor, torch.Tensor] = {}  # memory of the last update's, of embeddings
         self._losses_by_name: dict[str, list[torch.Tensor]] = {}  # of the updates since the last log
         self._fingerprints = fingerprints
         self._recorders: list[Recorder] = []  # of streams
@@ -561,6 +563,7 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
             with replaced(self.args, logging_nan_inf_filter=keep_log_clean):
                 return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:
+            self._gradients.clear()
             if self._handle is not None:
                 self._handle.remove()
                 self._handle = None
@@ -677,11 +680,13 @@ class CrossEncoderTrainer(SavingTrainer, Trainer):
         """Forward and backward of a batch, cut by `max_tokens` where that is set."""
         rows = inputs.get(ROW_NUMBERS)
         is_filler = rows is not None and not rows.numel()
-        if self._budget is None or (is_filler and not self._in_parts):
-            loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
-        else:
-            function = NoLoss(self.compute_loss_func) if is_filler else self.compute_loss_func
-            loss = self._budgeted_step(model, inputs, num_items_in_batch, self._budget, function)
+        is_plain = self.args.device.type == "cpu" and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        with sparse_gradients(model, self._gradients) if is_plain else contextlib.nullcontext():
+            if self._budget is None or (is_filler and not self._in_parts):
+                loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+            else:
+                function = NoLoss(self.compute_loss_func) if is_filler else self.compute_loss_func
+                loss = self._budgeted_step(model, inputs, num_items_in_batch, self._budget, function)
         self._losses.append((loss, [] if rows is None else rows.tolist()))
         return loss
 

@@ -149,6 +149,7 @@ WAYS: dict[str, dict[str, Any]] = {
     OURS: {},
     VECTORS: {},
     "similarity first": {"others": 1},
+    "4 epochs": {"arguments": {"num_train_epochs": 4}},
     "6 epochs": SIX,
     "rate 1e-4": TWICE,
     "rate 1e-4, layer decay 0.9": {**TWICE, "trainer": {"layer_decay": 0.9}},

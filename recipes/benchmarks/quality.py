@@ -40,6 +40,7 @@ from scipy import stats
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     TrainerCallback,
@@ -150,9 +151,11 @@ WAYS: dict[str, dict[str, Any]] = {
     VECTORS: {},
     "similarity first": {"others": 1},
     "4 epochs": {"arguments": {"num_train_epochs": 4}},
+    "5 epochs": {"arguments": {"num_train_epochs": 5}},
     "6 epochs": SIX,
     "rate 1e-4": TWICE,
     "rate 1e-4, layer decay 0.9": {**TWICE, "trainer": {"layer_decay": 0.9}},
+    "no dropout": {"dropout": 0.0},
     "R-Drop": {"kind": RDropTrainer},
     "3 teachers": {"teachers": 3},
     "3 teachers, near texts": {"teachers": 3, "near": 1},
@@ -339,6 +342,12 @@ def train_ours(
         starter.save_model()
         model = settings["output_dir"]
     watcher.seconds += time.perf_counter() - started
+    if "dropout" in way:
+        names = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+        kept = AutoModel.from_pretrained(model, **dict.fromkeys(names, way["dropout"]))
+        model = f"{settings['output_dir']}/start"
+        kept.save_pretrained(model)
+        tokenizer.save_pretrained(model)
     trainer = way.get("kind", CrossEncoderTrainer)(
         model,
         TrainingArguments(**settings),

@@ -126,10 +126,12 @@ class PeakMemory:
         self.mebibytes = used / 2**20
 
 
-def read(path: str, steps: int, batch_size: int) -> tuple[Dataset, Columns]:
+def read(path: str, steps: int, batch_size: int, named: list[str] | None = None) -> tuple[Dataset, Columns]:
     """As many shuffled pairs as the steps need, with labels scaled to [0, 1] and texts named `a` and `b`."""
     rows = load_splits(path)["train"].shuffle(seed=0)
-    columns = resolve_columns(rows)
+    columns = resolve_columns(rows, named)
+    if isinstance(rows[0][columns.label], str):
+        raise SystemExit(f"{path}: {columns.label!r} holds names of classes. Name texts and a number with --columns.")
     highest = max(survey(rows, columns).maximum, 1.0)
     rows = rows.select(index % len(rows) for index in range(steps * batch_size))
     names = (columns.query, columns.documents[0], columns.label)
@@ -357,6 +359,7 @@ def main() -> None:
     """Read the arguments, run the rounds, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="csv, tsv, jsonl or parquet file of pairs")
+    parser.add_argument("--columns", nargs=3, metavar=("FIRST", "SECOND", "LABEL"), help="default: guessed")
     parser.add_argument("--model", required=True, help="name or folder of a pretrained model")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=20, help="steps of a round")
@@ -377,7 +380,7 @@ def main() -> None:
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no NVIDIA GPU. --device cpu measures the processor.")
-    rows, _ = read(options.data, options.steps, options.batch_size)
+    rows, _ = read(options.data, options.steps, options.batch_size, options.columns)
     if options.profile:
         profile(options, rows)
         return

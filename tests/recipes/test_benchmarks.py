@@ -368,6 +368,16 @@ def test_a_package_is_measured_beside_what_it_was_before(tmp_path):
         revisions.package_at("HEAD~2", tmp_path)
 
 
+def test_labels_of_the_benchmark_of_training_are_numbers(tmp_path):
+    rows = {"a": SENTENCES[:4], "b": SENTENCES[4:8], "label": ["yes", "no"] * 2, "grade": [0, 1, 2, 4]}
+    Dataset.from_dict(rows).to_csv(tmp_path / "pairs.csv", index=False)
+    read = load("training").read
+    with pytest.raises(SystemExit, match="'label' holds names of classes"):
+        read(str(tmp_path / "pairs.csv"), 1, 4)
+    found, _ = read(str(tmp_path / "pairs.csv"), 1, 4, ["b", "a", "grade"])
+    assert {row["a"]: row["label"] for row in found} == dict(zip(SENTENCES[4:8], [0, 0.25, 0.5, 1], strict=True))
+
+
 @pytest.mark.parametrize(("name", "line"), [("training", "before, HEAD  "), ("scoring", "  before, HEAD  ")])
 def test_speeds_of_another_revision_stand_in_the_table(files, monkeypatch, capsys, name, line):
     asked, module = [], load(name)
@@ -436,6 +446,7 @@ def test_both_libraries_are_trained_and_compared(tasks, monkeypatch, capsys):
         "similarity first",
         quality.VECTORS,
         "3 teachers, near texts",
+        "no dropout",
         *argv,
         1,
     )
@@ -444,8 +455,10 @@ def test_both_libraries_are_trained_and_compared(tasks, monkeypatch, capsys):
         ("trecqa", "similarity first"),
         ("trecqa", quality.VECTORS),
         ("trecqa", "3 teachers, near texts"),
+        ("trecqa", "no dropout"),
         ("sick", "similarity first"),
         ("sick", "3 teachers, near texts"),
+        ("sick", "no dropout"),
     ]
 
 

@@ -93,6 +93,11 @@ def count_hooks(module: nn.Module) -> int:
     return len(module._forward_hooks) + len(module._forward_pre_hooks)
 
 
+def has_gradient_hooks(tensor: Tensor) -> bool:
+    """Whether hooks are registered that see a tensor's gradient, or change it; torch has no public question for it."""
+    return bool(tensor._backward_hooks)
+
+
 def softmax_gradient(gradient: Tensor, weights: Tensor) -> Tensor:
     """The gradient before a softmax over the last dimension, in one pass; torch has no public function for it."""
     import torch

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from cross_trainer.internals import is_compiled
+from cross_trainer.internals import has_gradient_hooks, is_compiled
 
 LARGE = 2**20
 """Numbers of a gradient from which on its memory is kept: below, the allocator keeps it anyway."""
@@ -58,4 +58,4 @@ def sparse_gradients(model: nn.Module, kept: dict[Tensor, Tensor] | None = None)
 def _can_be_sparse(embedding: nn.Embedding) -> bool:
     weight = embedding.weight
     is_plain = type(weight) is nn.Parameter and weight.device.type == "cpu" and weight.requires_grad
-    return is_plain and not embedding.sparse and not embedding.scale_grad_by_freq
+    return is_plain and not (embedding.sparse or embedding.scale_grad_by_freq or has_gradient_hooks(weight))

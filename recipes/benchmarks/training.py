@@ -128,7 +128,7 @@ class PeakMemory:
 
 def read(path: str, steps: int, batch_size: int, named: list[str] | None = None) -> tuple[Dataset, Columns]:
     """As many shuffled pairs as the steps need, with labels scaled to [0, 1] and texts named `a` and `b`."""
-    rows = load_splits(path)["train"].shuffle(seed=0)
+    rows = load_splits(path, columns=named)["train"].shuffle(seed=0)
     columns = resolve_columns(rows, named)
     if isinstance(rows[0][columns.label], str):
         raise SystemExit(f"{path}: {columns.label!r} holds names of classes. Name texts and a number with --columns.")

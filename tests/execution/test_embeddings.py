@@ -86,7 +86,7 @@ def test_frozen_embeddings_get_no_gradient(tmp_path, monkeypatch):
     assert torch.equal(weight, before)
 
 
-@pytest.mark.parametrize("change", ["scale_grad_by_freq", "compiled", "sparse"])
+@pytest.mark.parametrize("change", ["scale_grad_by_freq", "compiled", "sparse", "hook"])
 def test_other_gradients_are_left_as_they_are(monkeypatch, change):
     monkeypatch.setattr(embeddings, "LARGE", 0)
     model = nn.Sequential(nn.Embedding(8, 2, sparse=change == "sparse"), nn.Linear(2, 1))
@@ -94,6 +94,9 @@ def test_other_gradients_are_left_as_they_are(monkeypatch, change):
         model[0].scale_grad_by_freq = True
     if change == "compiled":
         model[1].compile(backend="eager")
+    seen: list = []
+    if change == "hook":  # which may change single rows, as no sparse gradient lets it
+        model[0].weight.register_hook(lambda gradient: seen.append(gradient.layout))
     kept: dict = {}
     for _ in range(2):
         model.zero_grad()
@@ -101,6 +104,7 @@ def test_other_gradients_are_left_as_they_are(monkeypatch, change):
             model(torch.tensor([1, 1])).sum().backward()
     assert not kept
     assert (model[0].weight.grad.layout is torch.sparse_coo) == (change == "sparse")
+    assert seen == [torch.strided] * 2 * (change == "hook")
 
 
 def test_an_error_in_between_leaves_embeddings_dense(monkeypatch):

@@ -6,8 +6,8 @@ import importlib
 import io
 import subprocess
 import sys
-import tarfile
 import tempfile
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -27,8 +27,8 @@ def package_at(revision: str, repository: str | Path = Path(__file__).parent) ->
     root = _git(repository, "rev-parse", "--show-toplevel").decode().strip()
     found = _git(root, "rev-parse", "--short", "--verify", f"{revision}^{{commit}}").decode().strip()
     name, files = f"{NAME}_{found}", tempfile.TemporaryDirectory()
-    with tarfile.open(fileobj=io.BytesIO(_git(root, "archive", found, NAME))) as archive:
-        archive.extractall(files.name, filter="data")
+    with zipfile.ZipFile(io.BytesIO(_git(root, "archive", "--format=zip", found, NAME))) as archive:
+        archive.extractall(files.name)
     for path in Path(files.name).rglob("*.py"):
         path.write_text(path.read_text(encoding="utf-8").replace(NAME, name), encoding="utf-8")
     Path(files.name, NAME).rename(Path(files.name, name))

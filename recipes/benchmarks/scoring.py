@@ -208,7 +208,7 @@ def contestants(folder: str, dtype: str, options: argparse.Namespace) -> Runs:
     return runs
 
 
-def ours_on(encoder: Any) -> Callable[[Pairs], Any]:
+def ours_on(encoder: CrossEncoder) -> Callable[[Pairs], Any]:
     """Score as this package does."""
     return lambda pairs: encoder.predict(pairs, show_progress_bar=False)
 
